@@ -1,0 +1,1 @@
+"""Words that every floor uses: records, class tables, errors, sizes, image files."""

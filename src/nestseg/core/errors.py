@@ -1,0 +1,71 @@
+"""One shape for every error a user can cause: code, where, what, what to do.
+
+A message reads ``E-DATA-014 | street/7.png | label value 37; allowed 0-18 or 255 | fix: ...``. The command line
+prints exactly that and no traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+
+
+class NestsegError(Exception):
+    """Something a user can mend; never raised for our own bugs.
+
+    Args:
+        code: Stable identifier such as ``"E-DATA-014"``.
+        reason: What was given and what is allowed, one line.
+        fix: What to do about it, one line.
+        path: The file, folder or field concerned; None when there is none.
+    """
+
+    def __init__(self, code: str, reason: str, *, fix: str, path: str | Path | None = None) -> None:
+        self.code, self.reason, self.fix, self.path = code, reason, fix, path
+        where = [] if path is None else [str(path)]
+        super().__init__(" | ".join([code, *where, reason, f"fix: {fix}"]))
+
+
+class RecipeError(NestsegError, ValueError):
+    """A recipe that does not exist, or a field that it does not have (``E-RECIPE-...``)."""
+
+
+class DataError(NestsegError, ValueError):
+    """A file of a data set that is missing, unreadable or wrong (``E-DATA-...``)."""
+
+
+class ModelError(NestsegError, ValueError):
+    """A network that cannot be built or fed like this (``E-MODEL-...``)."""
+
+
+class WeightsError(NestsegError, ValueError):
+    """A weights file that cannot be read or does not fit (``E-WEIGHTS-...``)."""
+
+
+class RunError(NestsegError, ValueError):
+    """A run folder that is taken, missing or broken (``E-RUN-...``)."""
+
+
+def nearest(word: str, allowed: Iterable[str], *, count: int = 3) -> str:
+    """Word a hint for a name that is not among the allowed ones.
+
+    Args:
+        word: What the user typed.
+        allowed: The names that exist.
+        count: How many near names to offer at most.
+
+    Returns:
+        ``"did you mean a, b?"``, or the allowed names when none is near.
+
+    Example:
+        >>> nearest("cityscape", ["voc", "cityscapes"])
+        'did you mean cityscapes?'
+        >>> nearest("x", ["voc", "cityscapes"])
+        'allowed: voc, cityscapes'
+    """
+    names = list(allowed)
+    matches = get_close_matches(word, names, n=count, cutoff=0.5)
+    if matches:
+        return f"did you mean {', '.join(matches)}?"
+    return f"allowed: {', '.join(names)}"

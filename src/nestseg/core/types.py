@@ -1,0 +1,63 @@
+"""The records that cross module borders. Importing this file does not import torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+IGNORE_INDEX = 255
+"""The train id of pixels that count neither in a loss nor in a metric."""
+
+Size = tuple[int, int]
+"""Every size in this package: (height, width)."""
+
+
+class Sample(NamedTuple):
+    """One image with its ground truth, before batching.
+
+    Shape:
+        - image: (H, W, 3) uint8 RGB
+        - target: (H, W) uint8 train ids in [0, K) or 255 (ignored)
+    """
+
+    image: NDArray[np.uint8]
+    target: NDArray[np.uint8]
+
+
+class Batch(NamedTuple):
+    """Samples of one size, stacked.
+
+    Shape:
+        - image: (N, 3, H, W) uint8 RGB
+        - target: (N, H, W) uint8 train ids in [0, K) or 255 (ignored)
+        - index: (N,) int64, each sample's place in its data set
+    """
+
+    image: Tensor
+    target: Tensor
+    index: Tensor
+
+
+class SegLogits(NamedTuple):
+    """What a segmenter returns: logits at their own stride, not upsampled.
+
+    Shape:
+        - main: (N, K, h, w) float
+        - auxiliary: (N, K, h', w') float, or None without an auxiliary head and in evaluation mode
+    """
+
+    main: Tensor
+    auxiliary: Tensor | None
+
+
+class LossTerms(NamedTuple):
+    """A training loss and what it is made of; all scalars, ``total`` carries the gradient."""
+
+    total: Tensor
+    main: Tensor
+    auxiliary: Tensor | None

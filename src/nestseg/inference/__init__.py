@@ -1,0 +1,1 @@
+"""From an image to labels: one path for every kind of model."""

@@ -1,0 +1,1 @@
+"""Networks: ResNeSt backbones, decode heads, and the segmenter that joins them."""

@@ -1,0 +1,1 @@
+"""Operations on logits that never need to be seen at full resolution, each beside its plain reference."""

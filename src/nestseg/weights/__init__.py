@@ -1,0 +1,1 @@
+"""Checkpoint layouts: one file a layout, and the safe reading of files."""
