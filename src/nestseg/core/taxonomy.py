@@ -47,7 +47,10 @@ class Taxonomy:
         repeated = sorted({name for name in self.classes if self.classes.count(name) > 1})
         if repeated:
             raise DataError(
-                "E-DATA-003", f"class names given twice: {', '.join(repeated)}", fix="rename them", path=self.name
+                "E-DATA-003",
+                f"class names given twice: {', '.join(repeated)}",
+                fix="rename them",
+                path=self.name,
             )
 
     @property

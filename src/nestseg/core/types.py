@@ -35,12 +35,12 @@ class Batch(NamedTuple):
     Shape:
         - image: (N, 3, H, W) uint8 RGB
         - target: (N, H, W) uint8 train ids in [0, K) or 255 (ignored)
-        - index: (N,) int64, each sample's place in its data set
+        - sample_index: (N,) int64, each sample's place in its data set
     """
 
     image: Tensor
     target: Tensor
-    index: Tensor
+    sample_index: Tensor
 
 
 class SegLogits(NamedTuple):

@@ -1,0 +1,42 @@
+# Everything starts from a fresh machine: each target first makes .venv and installs into it.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+QUICK := tests/unit tests/contract tests/property tests/architecture tests/faults tests/e2e src
+
+.PHONY: demo test test-all check parity golden faults docs bench clean
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $(INSTALLED)
+
+demo: $(INSTALLED)  ## train, evaluate and draw a small model on drawn streets
+	$(BIN)/nestseg demo --run runs/demo
+
+test: $(INSTALLED)  ## the quick suite, under 15 minutes on 2 cores
+	$(PYTEST) -n 2 -m "not slow" $(QUICK)
+
+test-all: $(INSTALLED)  ## everything
+	$(PYTEST) -n 2 tests src
+
+parity golden faults: $(INSTALLED)
+	$(PYTEST) -n 2 tests/$@
+
+check: $(INSTALLED)  ## style, types, import contracts, generated files fresh
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python docs/generate_model_zoo.py --check
+
+docs: $(INSTALLED)  ## write the generated pages
+	$(BIN)/python docs/generate_model_zoo.py
+
+bench: $(INSTALLED)  ## time what docs/log.md talks about; writes benchmarks/results
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

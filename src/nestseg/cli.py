@@ -1,0 +1,211 @@
+"""The command line: arguments in, one function call a verb.
+
+Imports that need torch happen inside the verbs, so that help, recipe lists and typing errors answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from nestseg.core.errors import NestsegError
+from nestseg.version import __version__
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with short errors: what is wrong and where the help is, not the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\nsee: {self.prog} --help\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Describe every verb and option."""
+    parser = _Parser(prog="nestseg", description="Semantic segmentation around ResNeSt backbones.")
+    parser.add_argument("--version", action="version", version=f"nestseg {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser)
+
+    recipes = verbs.add_parser("recipes", help="list the recipes, or show one")
+    recipes_verbs = recipes.add_subparsers(dest="recipes_verb", metavar="show", parser_class=_Parser)
+    show = recipes_verbs.add_parser("show", help="print a resolved recipe as YAML")
+    show.add_argument("recipe", metavar="NAME", help="a recipe name or a .yaml file")
+    _add_set(show)
+
+    train = verbs.add_parser("train", help="train a recipe")
+    train.add_argument("recipe", metavar="NAME|RECIPE.yaml", help="what to train; see: nestseg recipes")
+    train.add_argument("--data", type=Path, metavar="ROOT", help="folder of the data set (none for toystreets)")
+    train.add_argument("--run", type=Path, required=True, metavar="RUN", help="folder that the run is written to")
+    _add_set(train)
+    train.add_argument("--max-steps", type=int, metavar="N", help="shorten the run and its schedule to N steps")
+    train.add_argument("--resume", action="store_true", help="continue the run in RUN from its newest checkpoint")
+    _add_device(train)
+
+    evaluate = verbs.add_parser("evaluate", help="score a trained model on a split")
+    evaluate.add_argument("model", type=Path, metavar="RUN|MODEL", help="a run folder or a model file")
+    evaluate.add_argument("--data", type=Path, metavar="ROOT", help="folder of the data set (none for toystreets)")
+    evaluate.add_argument("--split", metavar="SPLIT", help="which part of it (default: the recipe's, mostly val)")
+    evaluate.add_argument("--out", type=Path, metavar="DIR", help="default: RUN/evaluation")
+    _add_device(evaluate)
+
+    predict = verbs.add_parser("predict", help="label pictures")
+    predict.add_argument("model", type=Path, metavar="RUN|MODEL", help="a run folder or a model file")
+    predict.add_argument("inputs", type=Path, nargs="+", metavar="INPUT", help="picture files, or folders of them")
+    predict.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets STEM.png and STEM_overlay.png")
+    predict.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
+    _add_device(predict)
+
+    demo = verbs.add_parser("demo", help="train, evaluate and draw a small model on drawn streets, in minutes")
+    demo.add_argument("--run", type=Path, default=Path("runs/demo"), metavar="RUN", help="default: %(default)s")
+    for verb in (recipes, show, train, evaluate, predict, demo):
+        verb.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    return parser
+
+
+def _add_set(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="FIELD=VALUE",
+        help="change a field of the recipe; the value is read as YAML; may be repeated",
+    )
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    choices = ("auto", "cpu", "cuda", "mps")
+    parser.add_argument("--device", choices=choices, default="auto", help="default: a GPU where there is one")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        The exit code: 0 done, 1 an error that the user can mend, 2 wrong arguments, 3 some inputs failed,
+        130 interrupted.
+    """
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    if arguments.verb is None:
+        parser.print_help()
+        return 0
+    debug: bool = arguments.debug
+    try:
+        with warnings.catch_warnings():
+            if not debug:
+                warnings.showwarning = _show_warning  # type: ignore[assignment]  # ignores file and line
+            return _VERBS[arguments.verb](arguments)
+    except NestsegError as error:
+        if debug:
+            raise
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
+    except BrokenPipeError:
+        # the reader of our output left; point stdout elsewhere so that the interpreter's last flush is silent
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
+    if category.__module__.startswith("nestseg."):
+        sys.stderr.write(f"warning: {message}\n")
+
+
+def _recipes(arguments: argparse.Namespace) -> int:
+    from nestseg.recipes import list_recipes, resolve_recipe
+
+    if arguments.recipes_verb == "show":
+        sys.stdout.write(resolve_recipe(arguments.recipe, arguments.overrides).to_yaml())
+        return 0
+    rows = [
+        ("NAME", "SEGMENTOR", "BACKBONE", "STRIDE", "DATA SET", "LR/POLICY/BATCH/LENGTH", "MIOU %"),
+        *list_recipes(),
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        sys.stdout.write(line.rstrip() + "\n")
+    return 0
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from nestseg.recipes import resolve_recipe
+
+    overrides = list(arguments.overrides)
+    if arguments.max_steps is not None:
+        overrides.append(f"schedule.max_steps={arguments.max_steps}")
+    recipe = resolve_recipe(arguments.recipe, overrides)
+
+    from nestseg.engine.train import train
+
+    model = train(recipe, arguments.data, run=arguments.run, device=arguments.device, resume=arguments.resume)
+    sys.stdout.write(f"{model}\n")
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from nestseg.engine.evaluate import evaluate_model, format_scores
+
+    result = evaluate_model(
+        arguments.model,
+        arguments.data,
+        split=arguments.split,
+        out=arguments.out,
+        device=arguments.device,
+        on_image=_show_count,
+    )
+    sys.stdout.write(format_scores(result) + "\n")
+    return 0
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from nestseg.build import load_predictor
+    from nestseg.engine.predict import predict_files
+
+    predictor = load_predictor(arguments.model, device=arguments.device)
+    result = predict_files(
+        predictor,
+        arguments.inputs,
+        out=arguments.out,
+        overwrite=arguments.overwrite,
+        on_file=lambda file: _say(str(file)),
+    )
+    for file in result.skipped:
+        sys.stderr.write(f"skipped {file}: its outputs exist; replace them with --overwrite\n")
+    for error in result.failed:
+        sys.stderr.write(f"error: {error}\n")
+    return 3 if result.failed else 0
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from nestseg.engine.demo import demo
+    from nestseg.engine.evaluate import format_scores
+
+    result = demo(arguments.run)
+    run: Path = arguments.run
+    _say(format_scores(result))
+    _say(f"pictures: {run}/evaluation/pictures, {run}/prediction")
+    _say(f"next: nestseg predict {run} {run}/street.png --out labels")
+    return 0
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def _show_count(done: int, total: int) -> None:
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r{done}/{total} images" + ("\n" if done == total else ""))
+
+
+_VERBS = {"recipes": _recipes, "train": _train, "evaluate": _evaluate, "predict": _predict, "demo": _demo}

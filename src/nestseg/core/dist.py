@@ -1,0 +1,39 @@
+"""The few collective operations that the loops need, the same with one process as with many."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """Add a tensor up over all processes; itself when there is one.
+
+    Shape:
+        - values: any, the same on each rank
+        - returns: as values
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return values
+    total = values.clone()
+    dist.all_reduce(total)
+    return total
+
+
+def share_of_pixels(num_valid: Tensor) -> Tensor | float:
+    """Weight that turns the mean of rank means into the mean over all pixels.
+
+    Gradients are averaged over ranks. With v_r counted pixels on rank r of R, the loss of rank r times
+    v_r * R / sum(v) averages to the loss over the pixels of all ranks.
+
+    Args:
+        num_valid: () int64 number of counted pixels on this rank.
+
+    Returns:
+        The weight: a scalar tensor, or 1.0 with one process.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return 1.0
+    total = sum_over_ranks(num_valid)
+    return num_valid * dist.get_world_size() / torch.clamp(total, min=1)

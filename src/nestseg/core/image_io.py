@@ -1,0 +1,319 @@
+"""Image files in and out: one decoder for everything, and label maps that keep their ids.
+
+Pillow decodes, from an allow-list of formats and under a cap on pixels. Every array returned is fresh and
+writable. Every failure that a file can cause is a ``DataError``.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import uuid
+import zlib
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from nestseg.core.errors import DataError
+
+ImageSource = str | Path | bytes | BinaryIO
+"""A file by its path, or its encoded content."""
+
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+"""The formats that are decoded; a JPEG with several pictures (MPO, as phones write it) gives its first."""
+
+MAX_PIXELS = 89_478_485
+"""Default cap on height * width: a picture of 256 MiB at three bytes a pixel, as in Pillow."""
+
+# What Pillow raises on damaged bytes. 60,000 damaged files of these formats gave the first three; the others
+# are what its parsers, written in Python, could let through.
+_DAMAGE = (
+    *(OSError, SyntaxError, ValueError),
+    *(EOFError, LookupError, TypeError, ArithmeticError, struct.error, zlib.error),
+)
+
+_CONVERTIBLE = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"})
+
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def read_image(
+    source: ImageSource, *, exif: Literal["apply", "ignore"] = "apply", max_pixels: int = MAX_PIXELS
+) -> NDArray[np.uint8]:
+    """Decode a picture to 8-bit RGB.
+
+    Grey is repeated over the three channels. A palette is looked up. Alpha is dropped: a pixel keeps its
+    stored colour, however transparent it is. CMYK and YCCK are converted without a colour profile. Of 16-bit
+    samples the high byte is kept: scaled, never clipped. 32-bit samples are refused: their range is unknown.
+    Of several pictures in a file the first is taken.
+
+    Args:
+        source: Path, encoded bytes, or a binary file object, which is read to its end.
+        exif: ``"apply"`` turns the picture upright by its EXIF orientation (a damaged EXIF block counts as
+            none); ``"ignore"`` keeps rows and columns as stored.
+        max_pixels: Largest height * width that is decoded; the header tells it before any pixel is. Pillow's
+            own ``PIL.Image.MAX_IMAGE_PIXELS``, a setting of the whole process, holds as well.
+
+    Returns:
+        The picture, a fresh writable array.
+
+    Shape:
+        - returns: (H, W, 3) uint8 RGB, values 0-255
+
+    Raises:
+        DataError: E-DATA-010 to E-DATA-013 and E-DATA-016: no such file, not a picture, damaged, too many
+            pixels, or samples of 32 bits.
+
+    Example:
+        >>> encoded = io.BytesIO()
+        >>> Image.new("L", (3, 2), 7).save(encoded, "PNG")
+        >>> read_image(encoded.getvalue()).shape
+        (2, 3, 3)
+    """
+    data, path = _read_bytes(source)
+    image = _decode(data, path=path, max_pixels=max_pixels)
+    if exif == "apply":
+        turn = _UPRIGHT.get(_orientation(image))
+        if turn is not None:
+            image = image.transpose(turn)
+    if image.mode == "RGB":
+        return np.array(image)
+    if image.mode.startswith("I;16"):
+        high_byte = (np.asarray(image) >> 8).astype(np.uint8)
+        return np.repeat(high_byte[:, :, None], 3, axis=2)
+    if image.mode not in _CONVERTIBLE:
+        raise DataError(
+            "E-DATA-016",
+            f"picture of mode {image.mode}; allowed: 8 or 16 bits a sample, grey, palette, RGB, CMYK",
+            fix="scale the values and save as 8- or 16-bit PNG",
+            path=path,
+        )
+    # Alpha is dropped; a palette with transparency would make Pillow warn about exactly that.
+    image.info.pop("transparency", None)
+    return np.array(image.convert("RGB"))
+
+
+def read_labels(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """Read a label map: the ids as they are stored.
+
+    A palette PNG gives its indices, not its colours. An 8-bit grey PNG gives its values.
+
+    Args:
+        source: Path, encoded bytes, or a binary file object.
+        max_pixels: As in `read_image`.
+
+    Returns:
+        Stored ids, a fresh writable array.
+
+    Shape:
+        - returns: (H, W) uint8
+
+    Raises:
+        DataError: E-DATA-010 to E-DATA-013, or E-DATA-015: no palette or 8-bit grey PNG.
+    """
+    data, path = _read_bytes(source)
+    image = _decode(data, path=path, max_pixels=max_pixels)
+    if image.format != "PNG":
+        raise _label_error(path, f"label map stored as {image.format}", "where ids may have changed")
+    if image.mode == "P":
+        return np.array(image)
+    # Pillow stretches grey samples of 1, 2 and 4 bits to 0-255. Byte 24 of a PNG is its bit depth.
+    bit_depth = data[24]
+    if image.mode != "L" or bit_depth != 8:
+        colours = "grey" if image.mode in {"1", "L", "I;16"} else f"mode {image.mode}"
+        raise _label_error(path, f"label map of {bit_depth}-bit {colours} samples", "which are not class ids")
+    return np.array(image)
+
+
+def write_labels(path: str | Path, labels: NDArray[np.uint8], palette: NDArray[np.uint8]) -> None:
+    """Write a label map as a palette PNG; the file appears whole or not at all.
+
+    Args:
+        path: File to write, with suffix ``.png``; one that exists is replaced.
+        labels: Train ids.
+        palette: Colours by train id, see ``Taxonomy.colour_table``.
+
+    Shape:
+        - labels: (H, W) uint8
+        - palette: (256, 3) uint8 RGB
+
+    Raises:
+        ValueError: If an array has another shape or dtype, or the suffix is not ``.png``.
+        DataError: E-DATA-018, if the file cannot be written.
+    """
+    path = Path(path)
+    _check_array(labels, "labels", dimensions=2)
+    _check_array(palette, "palette", dimensions=2)
+    # With fewer colours Pillow would write fewer bits a pixel, and other ids.
+    if palette.shape != (256, 3):
+        raise ValueError(f"palette of shape {palette.shape}; allowed: (256, 3)")
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"label map {path}: suffix {path.suffix!r}; allowed: .png, which keeps ids")
+    image = Image.fromarray(labels)
+    image.putpalette(palette.tobytes())
+    _save(image, path, image_format="PNG")
+
+
+def write_image(path: str | Path, image: NDArray[np.uint8]) -> None:
+    """Write a picture in the format of its suffix; the file appears whole or not at all.
+
+    Args:
+        path: File to write: ``.png``, ``.jpg``, ``.jpeg`` (quality 95) or ``.webp`` (lossless).
+        image: The picture.
+
+    Shape:
+        - image: (H, W, 3) uint8 RGB
+
+    Raises:
+        ValueError: If the array has another shape or dtype, or the suffix is another one.
+        DataError: E-DATA-018, if the file cannot be written.
+    """
+    path = Path(path)
+    _check_array(image, "image", dimensions=3)
+    picture = Image.fromarray(image)
+    match path.suffix.lower():
+        case ".png":
+            _save(picture, path, image_format="PNG")
+        case ".jpg" | ".jpeg":
+            _save(picture, path, image_format="JPEG", quality=95)
+        case ".webp":
+            _save(picture, path, image_format="WEBP", lossless=True)
+        case suffix:
+            raise ValueError(f"picture {path}: suffix {suffix!r}; allowed: .png .jpg .jpeg .webp")
+
+
+def _read_bytes(source: ImageSource) -> tuple[bytes, str]:
+    """Return the encoded content and the name to use for it in messages."""
+    if isinstance(source, bytes):
+        return source, "<bytes>"
+    if not isinstance(source, str | Path):
+        return source.read(), str(getattr(source, "name", "<stream>"))
+    path = Path(source)
+    try:
+        # A pipe would block the reader for ever.
+        if not path.is_file() and path.exists():
+            raise DataError("E-DATA-010", "not a regular file", fix="give the path of a picture", path=path)
+        return path.read_bytes(), str(path)
+    except OSError as error:
+        raise DataError(
+            "E-DATA-010", f"cannot be read: {error.strerror}", fix="check path and permissions", path=path
+        ) from error
+
+
+def _decode(data: bytes, *, path: str, max_pixels: int) -> Image.Image:
+    """Decode the first picture of a file whole, as stored."""
+    limit = max_pixels if Image.MAX_IMAGE_PIXELS is None else min(max_pixels, Image.MAX_IMAGE_PIXELS)
+    try:
+        # The size is known here; pixels are decoded by load() alone.
+        image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise _too_large(path, "more pixels than Pillow opens", limit) from error
+    except UnidentifiedImageError as error:
+        raise _not_an_image(data, path) from error
+    except _DAMAGE as error:
+        raise _damaged(path, error) from error
+    if image.width * image.height > limit:
+        raise _too_large(path, f"{image.height}x{image.width} = {image.height * image.width:,} pixels", limit)
+    try:
+        image.load()
+    except _DAMAGE as error:
+        raise _damaged(path, error) from error
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation 1-8; 1 (upright) where there is none or it cannot be read."""
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except _DAMAGE:
+        return 1
+
+
+def _not_an_image(data: bytes, path: str) -> DataError:
+    """Name the kind of content that no decoder took."""
+    start = data[:256].lstrip().lower()
+    if not data:
+        reason, fix = "empty file", "fetch the file again"
+    elif start.startswith(b"version https://git-lfs"):
+        reason, fix = "git-lfs pointer instead of the file", "run: git lfs pull"
+    elif start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        reason, fix = (
+            "web page (HTML or XML) instead of a picture",
+            "fetch the file again from its real address",
+        )
+    elif not any(data):
+        reason, fix = f"{len(data):,} zero bytes", "fetch the file again"
+    elif data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")):
+        reason, fix = "damaged picture: its header ends early or makes no sense", "fetch the file again"
+    else:
+        reason = f"not a picture (first bytes {data[:8].hex(' ')}); allowed: {', '.join(IMAGE_FORMATS)}"
+        fix = "convert it to PNG or JPEG, or remove it"
+    return DataError("E-DATA-011", reason, fix=fix, path=path)
+
+
+def _damaged(path: str, error: Exception) -> DataError:
+    return DataError("E-DATA-012", f"damaged picture: {error}", fix="fetch the file again", path=path)
+
+
+def _too_large(path: str, given: str, limit: int) -> DataError:
+    return DataError(
+        "E-DATA-013",
+        f"{given}; allowed: {limit:,} pixels",
+        fix="scale the picture down, or raise max_pixels and PIL.Image.MAX_IMAGE_PIXELS, which both hold",
+        path=path,
+    )
+
+
+def _label_error(path: str, given: str, why: str) -> DataError:
+    return DataError(
+        "E-DATA-015",
+        f"{given}, {why}; allowed: PNG with a palette or 8-bit grey, one class id a pixel",
+        fix="save the class ids themselves as 8-bit grey PNG",
+        path=path,
+    )
+
+
+def _check_array(array: NDArray[np.uint8], name: str, *, dimensions: int) -> None:
+    if array.dtype != np.uint8 or array.ndim != dimensions or (dimensions == 3 and array.shape[2] != 3):
+        wanted = "(H, W, 3)" if dimensions == 3 else "two-dimensional"
+        raise ValueError(f"{name}: {array.dtype} of shape {array.shape}; allowed: uint8, {wanted}")
+
+
+def _save(image: Image.Image, path: Path, *, image_format: str, **options: int) -> None:
+    """Encode to a hidden file in the same folder, flush it to disk, then rename it into place.
+
+    A kill leaves the old file or the new one. The flush is for power cuts: a run that skips files which exist
+    would otherwise trust an empty one.
+    """
+    encoded = io.BytesIO()
+    image.save(encoded, image_format, **options)
+    # The name is short and free of the target's, which may already be as long as the file system allows.
+    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
+    try:
+        with temporary.open("xb") as file:
+            file.write(encoded.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise DataError(
+            "E-DATA-018",
+            f"cannot be written: {error.strerror}",
+            fix="free space on the disk, or choose a folder that exists and is writable",
+            path=path,
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)

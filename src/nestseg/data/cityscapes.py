@@ -1,0 +1,80 @@
+"""Cityscapes with fine annotations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import ClassVar, final
+
+import numpy as np
+
+from nestseg.core.taxonomy import Taxonomy
+from nestseg.core.types import IGNORE_INDEX
+from nestseg.data.dataset import FileDataset, Pair, find_layout, list_files, make_label_map, match_pairs
+
+TAXONOMY = Taxonomy(
+    name="cityscapes",
+    classes=(
+        *("road", "sidewalk", "building", "wall", "fence", "pole", "traffic light"),
+        *("traffic sign", "vegetation", "terrain", "sky", "person", "rider"),
+        *("car", "truck", "bus", "train", "motorcycle", "bicycle"),
+    ),
+    palette=(
+        *((128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153), (153, 153, 153)),
+        *((250, 170, 30), (220, 220, 0), (107, 142, 35), (152, 251, 152), (70, 130, 180), (220, 20, 60)),
+        *((255, 0, 0), (0, 0, 142), (0, 0, 70), (0, 60, 100), (0, 80, 100), (0, 0, 230), (119, 11, 32)),
+    ),
+)
+
+_LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+"""The label id of each train id."""
+
+TRAIN_ID_TO_LABEL_ID = np.zeros(256, np.uint8)
+"""(256,) uint8: label id, as submissions hold it, by train id; 0 ("unlabeled") for ids without a class."""
+TRAIN_ID_TO_LABEL_ID[: len(_LABEL_IDS)] = _LABEL_IDS
+TRAIN_ID_TO_LABEL_ID.flags.writeable = False
+
+
+@final
+class Cityscapes(FileDataset):
+    """Cityscapes: 19 of the 34 label ids are classes, the others and 255 (id -1 in 8 bits) are ignored.
+
+    Read are the ``labelIds`` maps, which the archives hold; ``labelTrainIds`` maps are not needed.
+
+    Args:
+        root: The folder that holds ``leftImg8bit`` and ``gtFine``.
+        split: ``"train"`` or ``"val"``.
+
+    Raises:
+        DataError: E-DATA-020 to E-DATA-023.
+
+    Reference:
+        Cordts et al., The Cityscapes Dataset for Semantic Urban Scene Understanding, CVPR 2016.
+    """
+
+    taxonomy = TAXONOMY
+    splits = ("train", "val")
+    official_counts: ClassVar[Mapping[str, int]] = {"train": 2975, "val": 500}
+    label_map = make_label_map({label_id: train_id for train_id, label_id in enumerate(_LABEL_IDS)})
+    label_values = frozenset({*range(34), IGNORE_INDEX})
+
+    def _find_pairs(self, root: Path) -> Iterable[Pair]:
+        image_folder, label_folder = f"leftImg8bit/{self.split}", f"gtFine/{self.split}"
+        base = find_layout(
+            root,
+            inside=(".",),
+            expected={image_folder: "leftImg8bit_trainvaltest.zip", label_folder: "gtFine_trainvaltest.zip"},
+            dataset="Cityscapes",
+        )
+        images = _list_cities(base / image_folder, ending="_leftImg8bit")
+        labels = _list_cities(base / label_folder, ending="_gtFine_labelIds")
+        return match_pairs(sorted({*images, *labels}), images, labels, folder=base)
+
+
+def _list_cities(folder: Path, *, ending: str) -> dict[str, Path]:
+    """List the files of all cities by stem; a stem starts with its city, so that none occurs twice."""
+    files: dict[str, Path] = {}
+    for city in folder.iterdir():
+        if city.is_dir():
+            files |= list_files(city, suffixes=(".png",), ending=ending)
+    return files

@@ -1,0 +1,214 @@
+"""Score a predictor on a data set: every pixel counted once, at the size of its ground truth."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nestseg.build import build_predictor, find_model_file, open_model
+from nestseg.core.dist import sum_over_ranks
+from nestseg.core.errors import DataError
+from nestseg.core.image_io import write_image
+from nestseg.data.dataset import SegmentationDataset
+from nestseg.data.datasets import open_dataset
+from nestseg.inference.predictor import Predictor
+from nestseg.metrics.confusion import ConfusionMatrix
+from nestseg.metrics.iou import ABSENT_RULES, SegmentationScores, compute_scores
+from nestseg.report.pictures import draw_comparison
+
+NUM_PICTURES = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Args:
+        dataset: Name of the data set.
+        split: Which part of it.
+        classes: Class names in train-id order.
+        num_images: How many images were scored.
+        confusion: Pixel counts over all of them.
+        scores: The scores of those counts.
+        base_size: (short, long) that images were resized to before the network; None: not resized.
+    """
+
+    dataset: str
+    split: str
+    classes: tuple[str, ...]
+    num_images: int
+    confusion: ConfusionMatrix
+    scores: SegmentationScores
+    base_size: tuple[int, int] | None
+
+
+def evaluate(
+    predictor: Predictor,
+    dataset: SegmentationDataset,
+    *,
+    split: str,
+    max_images: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    pictures: Path | None = None,
+    on_image: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Predict and count a split, single scale, whole image.
+
+    Args:
+        predictor: Labels an image at its own size.
+        dataset: The opened split.
+        split: Its name, for the record.
+        max_images: Only the first so many; None means all.
+        rank: This process's place among ``world_size``, which share the images; counts are added up over all.
+        world_size: Number of processes.
+        pictures: Folder for comparisons of up to eight images spread over the split; None draws none.
+        on_image: Called with (images done, images in all) on this rank.
+
+    Raises:
+        DataError: If the predictor's classes are not those of the data set, or an image or label cannot be read.
+    """
+    taxonomy = dataset.taxonomy
+    if predictor.taxonomy.classes != taxonomy.classes:
+        raise DataError(
+            "E-DATA-051",
+            f"the model has the {predictor.taxonomy.num_classes} classes of {predictor.taxonomy.name}, "
+            f"the data set the {taxonomy.num_classes} of {taxonomy.name}",
+            fix="evaluate on the data set that the model was trained for",
+        )
+    total = len(dataset) if max_images is None else min(max_images, len(dataset))
+    drawn = {round(place * (total - 1) / max(1, NUM_PICTURES - 1)) for place in range(NUM_PICTURES)}
+    confusion = ConfusionMatrix(taxonomy.num_classes)
+    mine = range(rank, total, world_size)
+    for done, index in enumerate(mine, start=1):
+        sample = dataset.read(index)
+        labels = predictor.predict(sample.image).labels
+        confusion.update(labels, sample.target)
+        if pictures is not None and index in drawn:
+            pictures.mkdir(parents=True, exist_ok=True)
+            comparison = draw_comparison(sample.image, sample.target, labels=labels, taxonomy=taxonomy)
+            write_image(pictures / f"{dataset.name(index)}.png", comparison)
+        if on_image is not None:
+            on_image(done, len(mine))
+    counts = sum_over_ranks(torch.from_numpy(confusion.counts).to(predictor.device)).cpu().numpy()
+    confusion = ConfusionMatrix.from_counts(counts)
+    return Evaluation(
+        dataset=taxonomy.name,
+        split=split,
+        classes=taxonomy.classes,
+        num_images=total,
+        confusion=confusion,
+        scores=compute_scores(confusion, absent=ABSENT_RULES[taxonomy.name]),
+        base_size=predictor.base_size,
+    )
+
+
+def evaluate_model(
+    path: Path,
+    data_root: Path | None,
+    *,
+    split: str | None = None,
+    out: Path | None = None,
+    device: str = "auto",
+    on_image: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Score a run or a model file, write ``metrics.json`` and pictures.
+
+    Args:
+        path: A run folder or a model file.
+        data_root: Folder of the model's data set; None for one that needs no files.
+        split: Which part of it; None takes the recipe's evaluation split.
+        out: Where to write; None means ``evaluation`` beside the model file.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        on_image: Called with (images done, images in all).
+
+    Raises:
+        RunError: If there is no model.
+        WeightsError: If it cannot be read.
+        DataError: If the data cannot be read.
+    """
+    file = find_model_file(path)
+    model, metadata = open_model(file, device=device)
+    split = split or (metadata.recipe or {}).get("data", {}).get("eval_split", "val")
+    folder = out or file.parent / "evaluation"
+    result = evaluate(
+        build_predictor(model, metadata.taxonomy, base_size=metadata.base_size),
+        open_dataset(metadata.dataset, data_root, split),
+        split=split,
+        pictures=folder / "pictures",
+        on_image=on_image,
+    )
+    context = {"model": file.name, "step": metadata.step, "versions": metadata.versions}
+    write_metrics(result, folder, context=context)
+    return result
+
+
+def format_scores(evaluation: Evaluation) -> str:
+    """Lay the scores out as a plain table: IoU and accuracy of each class in percent, then the means."""
+    scores, classes = evaluation.scores, evaluation.classes
+
+    def percent(value: float | None) -> str:
+        return "absent" if value is None else f"{100 * value:.2f}"
+
+    width = max(len("pixel accuracy"), *map(len, classes))
+    rows = [f"{'class':<{width}}  {'IoU %':>7}  {'acc %':>7}"]
+    for name, iou, accuracy in zip(classes, scores.iou_per_class, scores.accuracy_per_class, strict=True):
+        rows.append(f"{name:<{width}}  {percent(iou):>7}  {percent(accuracy):>7}")
+    rows += [
+        f"{'mean':<{width}}  {percent(scores.mean_iou):>7}  {percent(scores.mean_accuracy):>7}",
+        f"{'pixel accuracy':<{width}}  {'':>7}  {percent(scores.pixel_accuracy):>7}",
+        f"{evaluation.dataset} {evaluation.split}, {evaluation.num_images} images, single scale, whole image; "
+        f"the mean is over {scores.num_classes_counted} of {len(classes)} classes",
+    ]
+    return "\n".join(rows)
+
+
+def write_metrics(evaluation: Evaluation, folder: Path, *, context: Mapping[str, Any]) -> Path:
+    """Write ``metrics.json``: strict JSON, whole or not at all.
+
+    Args:
+        evaluation: What was found.
+        folder: Where ``metrics.json`` goes; made if absent.
+        context: More that identifies the result (model, step, versions).
+
+    Returns:
+        The file's path.
+    """
+    scores = evaluation.scores
+    values = {
+        "dataset": evaluation.dataset,
+        "split": evaluation.split,
+        "num_images": evaluation.num_images,
+        "mean_iou": scores.mean_iou,
+        "pixel_accuracy": scores.pixel_accuracy,
+        "mean_accuracy": scores.mean_accuracy,
+        "num_classes_counted": scores.num_classes_counted,
+        "iou_per_class": dict(zip(evaluation.classes, scores.iou_per_class, strict=True)),
+        "accuracy_per_class": dict(zip(evaluation.classes, scores.accuracy_per_class, strict=True)),
+        "protocol": {
+            "mode": "whole",
+            "scales": [1.0],
+            "flip": False,
+            "base_size": evaluation.base_size,
+            "absent_classes": ABSENT_RULES[evaluation.dataset],
+        },
+        **context,
+        "confusion_matrix": evaluation.confusion.counts[:, :-1].tolist(),
+        "no_class_predicted": evaluation.confusion.counts[:, -1].tolist(),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "metrics.json"
+    temporary = folder / f".tmp-{uuid.uuid4().hex}"
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(values, file, indent=1, allow_nan=False)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    return path

@@ -1,0 +1,44 @@
+"""One optimisation step: forward, loss, backward, update. No value is read back to the host here."""
+
+from __future__ import annotations
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from nestseg.core.dist import share_of_pixels
+from nestseg.core.types import IGNORE_INDEX, Batch, LossTerms
+from nestseg.losses.cross_entropy import segmentation_loss
+from nestseg.optim import set_lr
+
+
+def train_step(
+    fabric: Fabric,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    batch: Batch,
+    lr: float,
+    auxiliary_weight: float,
+) -> LossTerms:
+    """Take one step on one batch.
+
+    Args:
+        fabric: Runs the backward pass.
+        model: A segmenter in training mode.
+        optimizer: Its optimizer.
+        batch: This rank's images, on the model's device.
+        lr: Learning rate of this step.
+        auxiliary_weight: Weight of the auxiliary loss.
+
+    Returns:
+        This rank's loss terms, detached, on the device. Gradients are those of the mean over the labelled pixels of
+        all ranks.
+    """
+    set_lr(optimizer, lr)
+    optimizer.zero_grad(set_to_none=True)
+    terms = segmentation_loss(model(batch.image), batch.target, auxiliary_weight=auxiliary_weight)
+    fabric.backward(terms.total * share_of_pixels((batch.target != IGNORE_INDEX).sum()))
+    optimizer.step()
+    auxiliary = None if terms.auxiliary is None else terms.auxiliary.detach()
+    return LossTerms(terms.total.detach(), terms.main.detach(), auxiliary)

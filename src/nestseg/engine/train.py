@@ -1,0 +1,337 @@
+"""The training loop: a recipe and a data folder in, a run folder out.
+
+A run folder holds ``recipe.yaml`` (resolved), ``log.jsonl``, ``checkpoints/``, ``model.safetensors`` (the last model),
+``best.safetensors`` (the best evaluated one) and ``evaluation/``. A resumed run continues with the same bits.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from nestseg.build import (
+    BEST_FILE,
+    MODEL_FILE,
+    build_dataset,
+    build_model,
+    build_optimizer,
+    build_predictor,
+    build_transform,
+    describe_model,
+    versions,
+)
+from nestseg.core.errors import RunError
+from nestseg.data.dataset import SegmentationDataset
+from nestseg.data.loader import BatchPlan, training_batches
+from nestseg.engine.checkpoint import load_latest, save_checkpoint
+from nestseg.engine.evaluate import evaluate, write_metrics
+from nestseg.engine.launch import launch
+from nestseg.engine.log import Meter, RunLog
+from nestseg.engine.step import train_step
+from nestseg.models.segmenter import Segmenter, count_parameters
+from nestseg.optim import poly_lr
+from nestseg.recipe import Recipe
+from nestseg.weights.files import write_model_file
+
+RECIPE_FILE = "recipe.yaml"
+
+
+def train(recipe: Recipe, data_root: Path | None, *, run: Path, device: str = "auto", resume: bool = False) -> Path:
+    """Train a recipe to its end.
+
+    Args:
+        recipe: What to train. ``schedule.max_steps`` null is filled from the epochs and the number of images.
+        data_root: Folder of the data set in its official layout; None for one that needs no files.
+        run: The run folder; must not hold a run yet, unless it is resumed.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        resume: Continue the run in this folder from its newest good checkpoint. A finished run is left as it is.
+
+    Returns:
+        The last model's file.
+
+    Raises:
+        RunError: If the folder is taken, there is nothing to resume, the recipe is another than the run's, or the loss
+            is no longer finite.
+        DataError: For wrong data, with the file.
+        ModelError: For a network that cannot be trained like this.
+        WeightsError: For a pretrained file that does not fit.
+
+    Warns:
+        BatchNormWarning: For two images a device with a branch pooled to one pixel.
+        SmallDatasetWarning: If the data set is smaller than a batch.
+    """
+    fabric = launch(device)
+    dataset = build_dataset(recipe, data_root, split=recipe.data.train_split)
+    # opened before the first step, so that a missing split is found now and not after hours
+    eval_set = build_dataset(recipe, data_root, split=recipe.data.eval_split) if recipe.evaluation.every_steps else None
+    plan = BatchPlan(num_samples=len(dataset), batch_size=recipe.data.batch_size, seed=recipe.seed)
+    recipe = fill_max_steps(recipe, steps_per_epoch=plan.steps_per_epoch)
+    torch.manual_seed(recipe.seed)
+    segmenter = build_model(recipe)
+    if fabric.is_global_zero:
+        open_run(run, recipe, resume=resume)
+    fabric.barrier()
+    if resume and (run / MODEL_FILE).is_file():
+        return run / MODEL_FILE
+
+    if fabric.world_size > 1 and fabric.device.type == "cuda":
+        segmenter = nn.SyncBatchNorm.convert_sync_batchnorm(segmenter)  # type: ignore[no-untyped-call]
+    model, optimizer = fabric.setup(segmenter, build_optimizer(recipe, segmenter))
+    # dropout draws from torch's generator, each rank from its own stream
+    torch.manual_seed(int(np.random.SeedSequence((recipe.seed, fabric.global_rank)).generate_state(1)[0]))
+    job = _Job(
+        fabric=fabric,
+        recipe=recipe,
+        folder=run,
+        segmenter=segmenter,
+        model=model,
+        optimizer=optimizer,
+        dataset=dataset,
+        eval_set=eval_set,
+        plan=plan,
+    )
+    if resume:
+        job.restore()
+    else:
+        job.save()
+    with RunLog(
+        run if fabric.is_global_zero else None,
+        max_steps=job.max_steps,
+        start=job.step,
+        silent=not fabric.is_global_zero,
+    ) as log:
+        job.run(log)
+    fabric.barrier()
+    return run / MODEL_FILE
+
+
+def fill_max_steps(recipe: Recipe, *, steps_per_epoch: int) -> Recipe:
+    """Return the recipe with ``schedule.max_steps`` decided: as given, or from the epochs."""
+    if recipe.schedule.max_steps is not None:
+        return recipe
+    schedule = recipe.schedule.model_copy(update={"max_steps": recipe.schedule.epochs * steps_per_epoch})
+    return recipe.model_copy(update={"schedule": schedule})
+
+
+def open_run(run: Path, recipe: Recipe, *, resume: bool) -> None:
+    """Claim a run folder, or check that it holds the run to resume.
+
+    Raises:
+        RunError: If it is taken, holds no run to resume, or one of another recipe.
+    """
+    file = run / RECIPE_FILE
+    if not resume:
+        if file.exists():
+            raise RunError(
+                "E-RUN-004",
+                "already holds a run",
+                fix="continue it with --resume, or choose another folder",
+                path=run,
+            )
+        run.mkdir(parents=True, exist_ok=True)
+        file.write_text(recipe.to_yaml(), encoding="utf-8")
+        return
+    if not file.is_file():
+        raise RunError("E-RUN-005", f"no run to resume: {RECIPE_FILE} is missing", fix="leave out --resume", path=run)
+    saved = Recipe.read(file)
+    if saved != recipe:
+        changes = ", ".join(_differences(saved.model_dump(mode="json"), recipe.model_dump(mode="json")))
+        raise RunError(
+            "E-RUN-006",
+            f"the run's recipe is another: {changes}",
+            fix=f"resume with the run's own recipe: nestseg train {file} ... --resume",
+            path=run,
+        )
+
+
+def _differences(saved: dict[str, Any], given: dict[str, Any], prefix: str = "") -> list[str]:
+    changes = []
+    for name, value in saved.items():
+        other = given[name]
+        if isinstance(value, dict) and isinstance(other, dict):
+            changes += _differences(value, other, f"{prefix}{name}.")
+        elif value != other:
+            changes.append(f"{prefix}{name} was {value}, now {other}")
+    return changes
+
+
+@final
+@dataclass(slots=True, kw_only=True)
+class _Job:
+    """A run in progress. A resume needs ``step``, ``best_mean_iou``, model, optimizer and random state."""
+
+    fabric: Fabric
+    recipe: Recipe
+    folder: Path
+    segmenter: Segmenter
+    model: nn.Module
+    """The segmenter as Fabric runs it."""
+    optimizer: torch.optim.Optimizer
+    dataset: SegmentationDataset
+    eval_set: SegmentationDataset | None
+    plan: BatchPlan
+    step: int = 0
+    best_mean_iou: float = -1.0
+
+    @property
+    def max_steps(self) -> int:
+        assert self.recipe.schedule.max_steps is not None, "fill_max_steps comes first"
+        return self.recipe.schedule.max_steps
+
+    def run(self, log: RunLog) -> None:
+        recipe, fabric, schedule = self.recipe, self.fabric, self.recipe.schedule
+        parameters = count_parameters(self.segmenter)
+        log.record(
+            "start",
+            step=self.step,
+            recipe=recipe.name,
+            recipe_digest=recipe.digest(),
+            parameters=parameters,
+            images=len(self.dataset),
+            steps_per_epoch=self.plan.steps_per_epoch,
+            device=str(fabric.device),
+            world_size=fabric.world_size,
+            threads=torch.get_num_threads(),
+            versions=versions(),
+        )
+        log.say(
+            f"{recipe.name}: {parameters / 1e6:.2f} M parameters, {len(self.dataset)} images, steps {self.step} to "
+            f"{self.max_steps} of {recipe.data.batch_size} on {fabric.device}"
+        )
+        batches = training_batches(
+            self.dataset,
+            build_transform(recipe),
+            plan=self.plan,
+            start=self.step,
+            stop=self.max_steps,
+            num_workers=recipe.data.num_workers,
+            rank=fabric.global_rank,
+            world_size=fabric.world_size,
+            pin_memory=fabric.device.type == "cuda",
+        )
+        meter = Meter(step=self.step, max_steps=self.max_steps, batch_size=recipe.data.batch_size)
+        self.model.train()
+        while self.step < self.max_steps:
+            with meter.waiting():
+                batch = fabric.to_device(next(batches))
+            lr = poly_lr(
+                self.step,
+                lr=recipe.optimizer.lr,
+                min_lr=schedule.min_lr,
+                power=schedule.power,
+                max_steps=self.max_steps,
+                warmup_steps=schedule.warmup_steps,
+            )
+            terms = train_step(
+                fabric,
+                self.model,
+                self.optimizer,
+                batch=batch,
+                lr=lr,
+                auxiliary_weight=recipe.auxiliary_head.loss_weight,
+            )
+            meter.add(terms.total)
+            self.step += 1
+            if self._due(recipe.log.every_steps):
+                log.step(meter.read(lr=lr))
+            if self._due(recipe.evaluation.every_steps):
+                with meter.paused():
+                    self._evaluate(log)
+                self.model.train()
+            if self._due(recipe.checkpoint.every_steps):
+                meter.check_finite()
+                with meter.paused():
+                    self.save()
+        if fabric.is_global_zero:
+            metadata = describe_model(recipe, step=self.step)
+            write_model_file(self.folder / MODEL_FILE, self.segmenter.state_dict(), metadata)
+        log.record("end", step=self.step, best_mean_iou=self.best_mean_iou if self.eval_set else None)
+
+    def _due(self, every_steps: int | None) -> bool:
+        """Whether something that happens every so many steps, and at the end, happens now; None is never."""
+        return every_steps is not None and (self.step % every_steps == 0 or self.step == self.max_steps)
+
+    def _evaluate(self, log: RunLog) -> None:
+        assert self.eval_set is not None
+        recipe, started = self.recipe, time.perf_counter()
+        result = evaluate(
+            build_predictor(self.segmenter, self.eval_set.taxonomy, base_size=recipe.evaluation.base_size),
+            self.eval_set,
+            split=recipe.data.eval_split,
+            max_images=recipe.evaluation.max_images,
+            rank=self.fabric.global_rank,
+            world_size=self.fabric.world_size,
+        )
+        scores = result.scores
+        best = scores.mean_iou > self.best_mean_iou
+        self.best_mean_iou = max(self.best_mean_iou, scores.mean_iou)
+        log.record(
+            "evaluation",
+            step=self.step,
+            mean_iou=scores.mean_iou,
+            pixel_accuracy=scores.pixel_accuracy,
+            iou_per_class=dict(zip(result.classes, scores.iou_per_class, strict=True)),
+            num_images=result.num_images,
+            seconds=round(time.perf_counter() - started, 3),
+        )
+        log.say(
+            f"step {self.step}: {recipe.data.eval_split} mIoU {100 * scores.mean_iou:.2f} %, "
+            f"pixel accuracy {100 * scores.pixel_accuracy:.2f} %, {result.num_images} images{' (best)' if best else ''}"
+        )
+        if not self.fabric.is_global_zero:
+            return
+        metadata = describe_model(recipe, step=self.step)
+        context = {
+            "model": f"step {self.step} of {recipe.name}",
+            "step": self.step,
+            "versions": metadata.versions,
+        }
+        write_metrics(result, self.folder / "evaluation", context=context)
+        if best:
+            write_model_file(self.folder / BEST_FILE, self.segmenter.state_dict(), metadata)
+
+    def save(self) -> None:
+        """Write a checkpoint; the random state of every rank goes into it."""
+        cuda = self.fabric.device.type == "cuda"
+        generators: list[Any] = [
+            {
+                "cpu": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state(self.fabric.device) if cuda else None,
+            }
+        ]
+        if self.fabric.world_size > 1:
+            mine, generators = generators[0], [None] * self.fabric.world_size
+            torch.distributed.all_gather_object(generators, mine)
+        if self.fabric.is_global_zero:
+            save_checkpoint(
+                self.folder,
+                self.segmenter.state_dict(),
+                state={
+                    "optimizer": self.optimizer.state_dict(),
+                    "generators": generators,
+                    "best_mean_iou": self.best_mean_iou,
+                },
+                metadata=describe_model(self.recipe, step=self.step),
+                keep=self.recipe.checkpoint.keep,
+            )
+        self.fabric.barrier()
+
+    def restore(self) -> None:
+        """Go on from the newest good checkpoint; with another number of ranks only dropout draws differ."""
+        checkpoint = load_latest(self.folder)
+        self.segmenter.load_state_dict(checkpoint.model)
+        self.optimizer.load_state_dict(checkpoint.state["optimizer"])
+        self.step, self.best_mean_iou = checkpoint.step, checkpoint.state["best_mean_iou"]
+        generators = checkpoint.state["generators"]
+        if len(generators) == self.fabric.world_size:
+            mine = generators[self.fabric.global_rank]
+            torch.set_rng_state(mine["cpu"])
+            if self.fabric.device.type == "cuda" and mine["cuda"] is not None:
+                torch.cuda.set_rng_state(mine["cuda"], self.fabric.device)

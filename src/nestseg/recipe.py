@@ -1,0 +1,358 @@
+"""The typed recipe of a run: every number that decides what is trained and how it is scored.
+
+A recipe is data. It is printed by ``nestseg recipes show``, saved as ``RUN/recipe.yaml``, and read back to the same
+recipe. Nothing here imports torch. Each field says in its description what it does; the same words are the help that
+an error prints.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from nestseg.core.errors import RecipeError, nearest
+
+Positive = Annotated[int, Field(ge=1)]
+SizeField = tuple[Positive, Positive]
+Rgb = tuple[float, float, float]
+SegmentorName = Literal["fcn", "pspnet", "deeplabv3", "deeplabv3plus"]
+DilationVariant = Literal["plain", "official", "timm"]
+NormName = Literal["batch", "frozen_batch", "group"]
+
+IMAGENET_MEAN: Rgb = (123.675, 116.28, 103.53)
+IMAGENET_STD: Rgb = (58.395, 57.12, 57.375)
+
+
+class Section(BaseModel):
+    """A part of a recipe: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class BackboneSection(Section):
+    """Which ResNeSt, and where its weights come from."""
+
+    name: str
+    """A key of `nestseg.models.resnest.BACKBONES`, such as resnest101 or resnest50-fast-2s1x64d."""
+    pretrained: str = "none"
+    """``none``, or the path of a state dict in the authors' or timm's key layout."""
+    dilation_variant: DilationVariant = "plain"
+    """Which of the three networks that share these weights is meant at output stride 8 and 16."""
+    norm: NormName = "batch"
+    """Normalisation of the backbone; frozen_batch keeps statistics and affine as loaded."""
+    frozen_stages: Annotated[int, Field(ge=0, le=4)] = 0
+    """0 trains everything, 1 freezes the stem and stage 1, ... 4 the whole backbone."""
+
+
+class HeadSection(Section):
+    """The decode head. Options that the chosen segmentor does not have must stay null."""
+
+    channels: Positive = 512
+    """Width of the head."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Probability of dropping a whole channel before the classifier."""
+    norm: NormName = "batch"
+    """Normalisation of the decode and auxiliary heads."""
+    align_corners: bool = False
+    """Bilinear convention inside the head and for its logits."""
+    concat_input: bool = False
+    """FCN only: also feed C5 to a third convolution, as mmsegmentation does."""
+    pool_scales: tuple[Positive, ...] | None = None
+    """PSPNet only: sides of the pooled grids; null means 1, 2, 3, 6."""
+    atrous_rates: tuple[Positive, Positive, Positive] | None = None
+    """DeepLabV3 and V3+ only; null means 12, 24, 36 at output stride 8 and 6, 12, 18 at 16."""
+    shortcut_channels: Positive | None = None
+    """DeepLabV3+ only: width of the C2 shortcut; null means 48."""
+
+
+class AuxiliaryHeadSection(Section):
+    """The auxiliary FCN head on C4, used in training only."""
+
+    enabled: bool = True
+    """Whether there is one."""
+    channels: Positive = 512
+    """Width; mmsegmentation's is 256."""
+    loss_weight: Annotated[float, Field(ge=0)] = 0.4
+    """Weight of its loss beside 1.0 for the decode head."""
+
+
+class DataSection(Section):
+    """What is trained on."""
+
+    dataset: str
+    """A key of `nestseg.data.datasets.DATASETS`."""
+    train_split: str = "train"
+    """Split that is trained on."""
+    eval_split: str = "val"
+    """Split that evaluation during training, and ``nestseg evaluate`` by default, score."""
+    batch_size: Positive
+    """Images a step, over all devices."""
+    crop_size: SizeField
+    """[height, width] of a training image."""
+    num_workers: Annotated[int, Field(ge=0)] = 4
+    """Loader processes a device; the samples are the same for any number."""
+    mean: Rgb = IMAGENET_MEAN
+    """RGB mean on the 0-255 scale; the model normalises."""
+    std: Rgb = IMAGENET_STD
+    """RGB standard deviation on the 0-255 scale."""
+
+
+class PhotometricSection(Section):
+    """Photometric distortion of brightness, contrast, saturation and hue."""
+
+    probability: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Probability of each of the four."""
+    brightness: Annotated[float, Field(ge=0, le=255)] = 32
+    """Largest value added or subtracted, grey levels."""
+    contrast: tuple[float, float] = (0.5, 1.5)
+    """Range of the factor about zero."""
+    saturation: tuple[float, float] = (0.5, 1.5)
+    """Range of the factor on S of HSV."""
+    hue: Annotated[int, Field(ge=0, le=90)] = 18
+    """Largest shift on OpenCV's 0-179 hue scale (2 degrees a unit)."""
+
+
+class AugmentationSection(Section):
+    """Random resize, crop, flip, photometric distortion and padding, in this order."""
+
+    base_size: SizeField
+    """[short, long] side that a factor of 1 resizes an image to, keeping its ratio."""
+    scale_range: tuple[float, float] = (0.5, 2.0)
+    """Range of the uniform resize factor."""
+    max_class_share: Annotated[float, Field(gt=0, le=1)] = 0.75
+    """A crop in which one class covers more of the non-ignored pixels is drawn again."""
+    crop_tries: Positive = 10
+    """How many crops are tried."""
+    flip_probability: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Probability of a horizontal flip."""
+    photometric: PhotometricSection | None = PhotometricSection()
+    """null turns it off."""
+    padding: Literal["centre", "bottom_right"] = "centre"
+    """Where an image smaller than the crop lies in it; the rest is the mean colour and ignored."""
+
+
+class OptimizerSection(Section):
+    """Stochastic gradient descent."""
+
+    name: Literal["sgd"] = "sgd"
+    """The optimiser."""
+    lr: Annotated[float, Field(gt=0)] = 0.01
+    """Learning rate at step 0."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Momentum."""
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    """L2 penalty added to the gradient."""
+    nesterov: bool = False
+    """Nesterov momentum."""
+    head_lr_multiplier: Annotated[float, Field(gt=0)] = 1.0
+    """Factor on the lr of the decode and auxiliary heads."""
+    decay_norm_and_bias: bool = True
+    """Whether weight decay also acts on norms and biases, as in the published runs."""
+
+
+class ScheduleSection(Section):
+    """Polynomial decay a step: (lr - min_lr) * (1 - t/T)^power + min_lr."""
+
+    name: Literal["poly"] = "poly"
+    """The policy."""
+    power: Annotated[float, Field(gt=0)] = 0.9
+    """Exponent."""
+    min_lr: Annotated[float, Field(ge=0)] = 1e-4
+    """Learning rate at the end."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps of linear warm-up."""
+    epochs: Positive
+    """Passes over the training split, each without its last partial batch; read when max_steps is null."""
+    max_steps: Positive | None = None
+    """Length of the run and of its schedule; null means epochs times the steps of one epoch."""
+
+
+class CheckpointSection(Section):
+    """When a run can be resumed from."""
+
+    every_steps: Positive = 1000
+    """Steps between checkpoints; one is also written before the first step and at the end."""
+    keep: Positive = 2
+    """How many of the newest are kept."""
+
+
+class EvaluationSection(Section):
+    """How the model is scored."""
+
+    base_size: SizeField | None
+    """[short, long] that an image is resized to, keeping its ratio; null scores images as they are."""
+    every_steps: Positive | None = 5000
+    """Steps between evaluations during training, one more at the end; null means none."""
+    max_images: Positive | None = None
+    """Evaluate only the first so many images during training; null means all."""
+
+
+class LogSection(Section):
+    """How often the run reports."""
+
+    every_steps: Positive = 50
+    """Steps between two records of log.jsonl."""
+
+
+class Recipe(Section):
+    """Everything that decides a run.
+
+    Raises:
+        RecipeError: From `read` and `parse`, naming the field, what is allowed and the nearest key.
+
+    Example:
+        >>> from nestseg.recipes import resolve_recipe
+        >>> recipe = resolve_recipe("fcn_resnest50-d8_voc")
+        >>> Recipe.parse(recipe.to_yaml()) == recipe
+        True
+    """
+
+    name: str
+    """The recipe's name."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Decides initial weights, the order of samples, augmentation and dropout."""
+    segmentor: SegmentorName
+    """The decode head."""
+    output_stride: Literal[8, 16, 32] = 8
+    """Stride of C5."""
+    backbone: BackboneSection
+    head: HeadSection = HeadSection()
+    auxiliary_head: AuxiliaryHeadSection = AuxiliaryHeadSection()
+    data: DataSection
+    augmentation: AugmentationSection
+    optimizer: OptimizerSection = OptimizerSection()
+    schedule: ScheduleSection
+    checkpoint: CheckpointSection = CheckpointSection()
+    evaluation: EvaluationSection
+    log: LogSection = LogSection()
+
+    @model_validator(mode="after")
+    def _check_across_fields(self) -> Recipe:
+        low, high = self.augmentation.scale_range
+        if not 0 < low <= high:
+            raise ValueError(f"augmentation.scale_range {[low, high]}: allowed 0 < low <= high")
+        if self.schedule.min_lr > self.optimizer.lr:
+            raise ValueError(
+                f"schedule.min_lr {self.schedule.min_lr} is above optimizer.lr {self.optimizer.lr}; lower it"
+            )
+        if self.optimizer.nesterov and self.optimizer.momentum == 0:
+            raise ValueError("optimizer.nesterov needs optimizer.momentum above 0")
+        return self
+
+    def to_yaml(self) -> str:
+        """Write the recipe as YAML, all fields, in the order they are declared."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100)
+
+    def digest(self) -> str:
+        """Return the sha256 of the recipe's canonical JSON, 64 hex digits."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @classmethod
+    def parse(cls, text: str, *, source: str = "recipe") -> Recipe:
+        """Read a recipe from YAML text; ``source`` names it in errors."""
+        try:
+            values = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise RecipeError(
+                "E-RECIPE-001", f"not YAML: {' '.join(str(error).split())}", fix="mend the file", path=source
+            ) from error
+        if not isinstance(values, Mapping):
+            raise RecipeError(
+                "E-RECIPE-001",
+                f"a recipe is a mapping of sections, this is a {type(values).__name__}",
+                fix="start from the output of: nestseg recipes show NAME",
+                path=source,
+            )
+        return validate_recipe(dict(values), source=source)
+
+    @classmethod
+    def read(cls, path: Path) -> Recipe:
+        """Read a recipe file."""
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(
+                "E-RECIPE-002",
+                f"cannot be read: {error}",
+                fix="check the path; it must be a UTF-8 YAML file",
+                path=path,
+            ) from error
+        return cls.parse(text, source=str(path))
+
+
+def validate_recipe(values: dict[str, Any], *, source: str) -> Recipe:
+    """Turn plain values into a `Recipe`, with every problem in one error.
+
+    Raises:
+        RecipeError: Naming each wrong field, what it may be, and the nearest key for an unknown one.
+    """
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        problems = [_describe(dict(problem)) for problem in error.errors()]
+        raise RecipeError(
+            "E-RECIPE-003", "; ".join(problems), fix="see: nestseg recipes show NAME", path=source
+        ) from error
+
+
+def known_fields() -> dict[str, str]:
+    """Map every dotted field name to its allowed type, in the order of the recipe.
+
+    Example:
+        >>> known_fields()["data.batch_size"]
+        'integer >= 1'
+    """
+    schema = Recipe.model_json_schema()
+
+    def walk(node: Mapping[str, Any], prefix: str) -> dict[str, str]:
+        fields: dict[str, str] = {}
+        for name, field in node["properties"].items():
+            reference = field.get("$ref") or next(
+                (option["$ref"] for option in field.get("anyOf", ()) if "$ref" in option), None
+            )
+            if reference:
+                if "anyOf" in field:
+                    fields[prefix + name] = "section or null"
+                fields |= walk(schema["$defs"][reference.rsplit("/", 1)[-1]], f"{prefix}{name}.")
+            else:
+                fields[prefix + name] = _type_words(field)
+        return fields
+
+    return walk(schema, "")
+
+
+def _type_words(schema: Mapping[str, Any]) -> str:
+    if "anyOf" in schema:
+        return " or ".join(_type_words(option) for option in schema["anyOf"])
+    if "enum" in schema:
+        return "one of " + ", ".join(str(value) for value in schema["enum"])
+    if "const" in schema:
+        return str(schema["const"])
+    if schema["type"] == "array":
+        items = schema.get("prefixItems") or [schema.get("items", {"type": "number"})]
+        more = "" if "prefixItems" in schema else ", ..."
+        return "[" + ", ".join(_type_words(item) for item in items) + more + "]"
+    bounds = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+    return " ".join([schema["type"], *(f"{sign} {schema[key]:g}" for key, sign in bounds.items() if key in schema)])
+
+
+def _describe(problem: Mapping[str, Any]) -> str:
+    location = [part for part in problem["loc"] if not str(part).startswith("function-")]
+    name = ".".join(str(part) for part in location)
+    fields = known_fields()
+    if problem["type"] == "extra_forbidden":
+        return f"unknown field {name}: {nearest(name, fields)}"
+    if not name:
+        return str(problem["msg"]).removeprefix("Value error, ")
+    allowed = next((words for field, words in fields.items() if name == field or name.startswith(field + ".")), None)
+    if problem["type"] == "missing":
+        return f"{name} is missing" + (f" ({allowed})" if allowed else "")
+    given = problem["input"]
+    return f"{name} is {given!r}: {allowed or problem['msg']}"

@@ -1,0 +1,274 @@
+"""The zoo as data, and the way from a name to a recipe.
+
+A name is ``{segmentor}_{backbone}-d{output_stride}_{dataset}``, for example ``pspnet_resnest50-d16_ade20k``; any valid
+combination resolves. ``demo`` is the small run on drawn streets. Nothing here imports torch.
+
+Reference:
+    The schedules and augmentation of the twelve originals are those of the ResNeSt models of sssegmentation
+    (December 2020); LR / POLICY / BATCH SIZE / EPOCHS stand in that project's model zoo.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import yaml
+
+from nestseg.core.errors import RecipeError, nearest
+from nestseg.data.datasets import DATASETS
+from nestseg.recipe import Recipe, SegmentorName, known_fields, validate_recipe
+
+SEGMENTORS: tuple[str, ...] = get_args(SegmentorName)
+BACKBONES = (
+    *(f"resnest{depth}" for depth in (14, 26, 50, 101, 200, 269)),
+    *(
+        f"resnest50-fast-{kind}"
+        for kind in ("1s1x64d", "2s1x64d", "4s1x64d", "1s2x40d", "2s2x40d", "4s2x40d", "1s4x24d")
+    ),
+)
+"""Names a recipe may use; an architecture test holds them against `nestseg.models.resnest.BACKBONES`."""
+
+PUBLISHED_MEAN_IOU: Mapping[str, float] = {
+    "fcn_resnest101-d8_voc": 0.7741,
+    "pspnet_resnest101-d8_voc": 0.7907,
+    "deeplabv3_resnest101-d8_voc": 0.7897,
+    "deeplabv3plus_resnest101-d8_voc": 0.7976,
+    "fcn_resnest101-d8_ade20k": 0.4574,
+    "pspnet_resnest101-d8_ade20k": 0.4603,
+    "deeplabv3_resnest101-d8_ade20k": 0.4624,
+    "deeplabv3plus_resnest101-d8_ade20k": 0.4648,
+    "fcn_resnest101-d8_cityscapes": 0.7814,
+    "pspnet_resnest101-d8_cityscapes": 0.7870,
+    "deeplabv3_resnest101-d8_cityscapes": 0.7975,
+    "deeplabv3plus_resnest101-d8_cityscapes": 0.8030,
+}
+"""Single-scale val mean IoU in [0, 1] of the networks that were really trained: all ResNeSt-101 at output stride 8."""
+
+LABELLED_VARIANTS = tuple(
+    f"{model}_{dataset}"
+    for dataset in ("voc", "ade20k", "cityscapes")
+    for model in ("fcn_resnest50-d8", "pspnet_resnest50-d16", "deeplabv3plus_resnest101-d16")
+)
+"""Backbones as the published table labelled them; the numbers beside those labels were not made with them."""
+
+ZOO = (*PUBLISHED_MEAN_IOU, *LABELLED_VARIANTS, "deeplabv3plus_resnest14-d16_camvid", "demo")
+"""The recipes that ``nestseg recipes`` lists."""
+
+_NAME = re.compile(r"(?P<segmentor>[a-z0-9]+)_(?P<backbone>[a-z0-9-]+)-d(?P<output_stride>\d+)_(?P<dataset>[a-z0-9]+)")
+
+_DATASET_SECTIONS: Mapping[str, Mapping[str, Any]] = {
+    "voc": {
+        "data": {"dataset": "voc", "train_split": "trainaug", "batch_size": 16, "crop_size": (512, 512)},
+        "augmentation": {"base_size": (512, 2048)},
+        "schedule": {"epochs": 60},
+        "evaluation": {"base_size": (512, 2048)},
+    },
+    "ade20k": {
+        "data": {"dataset": "ade20k", "batch_size": 16, "crop_size": (512, 512)},
+        "augmentation": {"base_size": (512, 2048)},
+        "schedule": {"epochs": 130},
+        "evaluation": {"base_size": (512, 2048), "every_steps": 16000},
+    },
+    "cityscapes": {
+        "data": {"dataset": "cityscapes", "batch_size": 8, "crop_size": (512, 1024)},
+        "augmentation": {"base_size": (1024, 2048)},
+        "schedule": {"epochs": 220},
+        "evaluation": {"base_size": (1024, 2048), "every_steps": 8000},
+    },
+    "camvid": {
+        "data": {"dataset": "camvid", "batch_size": 8, "crop_size": (360, 480)},
+        "augmentation": {"base_size": (360, 480)},
+        "schedule": {"epochs": 200},
+        "evaluation": {"base_size": None, "every_steps": 1000},
+    },
+    "toystreets": {
+        "data": {"dataset": "toystreets", "batch_size": 8, "crop_size": (128, 128)},
+        "augmentation": {"base_size": (128, 256), "scale_range": (0.75, 1.5)},
+        "schedule": {"epochs": 20},
+        "evaluation": {"base_size": None, "every_steps": 500},
+    },
+}
+
+_SPECIAL: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "demo": ("deeplabv3plus_resnest14-d16_toystreets", {}),
+}
+"""Names that stand for another recipe with changes, as dotted fields."""
+
+_TUNED: Mapping[str, Mapping[str, Any]] = {
+    "deeplabv3plus_resnest14-d16_camvid": {},
+}
+"""Recipes whose values were found by trying, as dotted fields over the data set's defaults (see docs/log.md)."""
+
+
+class RecipeWarning(UserWarning):
+    """A recipe that will run, but probably not as meant."""
+
+
+class RecipeName(NamedTuple):
+    """A recipe name, taken apart."""
+
+    segmentor: str
+    backbone: str
+    output_stride: int
+    dataset: str
+
+
+def list_recipes() -> list[tuple[str, str, str, str, str, str, str]]:
+    """Lay the zoo out in rows: name, segmentor, backbone, stride, data set, schedule, published mIoU in %."""
+    rows: list[tuple[str, str, str, str, str, str, str]] = []
+    for name in ZOO:
+        recipe = named_recipe(name)
+        published = PUBLISHED_MEAN_IOU.get(name)
+        length = recipe.schedule.max_steps
+        schedule = (
+            f"{recipe.optimizer.lr:g}/{recipe.schedule.name}/{recipe.data.batch_size}/"
+            f"{f'{length} steps' if length else f'{recipe.schedule.epochs} epochs'}"
+        )
+        rows.append(
+            (
+                name,
+                recipe.segmentor,
+                recipe.backbone.name,
+                str(recipe.output_stride),
+                recipe.data.dataset,
+                schedule,
+                "-" if published is None else f"{100 * published:.2f}",
+            )
+        )
+    return rows
+
+
+def parse_name(name: str) -> RecipeName:
+    """Take a recipe name apart.
+
+    Raises:
+        RecipeError: If a part does not exist; offers the nearest names.
+
+    Example:
+        >>> parse_name("pspnet_resnest50-d16_ade20k")
+        RecipeName(segmentor='pspnet', backbone='resnest50', output_stride=16, dataset='ade20k')
+    """
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise _unknown(name, "not of the form SEGMENTOR_BACKBONE-dSTRIDE_DATASET")
+    parts = RecipeName(match["segmentor"], match["backbone"], int(match["output_stride"]), match["dataset"])
+    tables: tuple[tuple[str, str, Iterable[str]], ...] = (
+        ("segmentor", parts.segmentor, SEGMENTORS),
+        ("backbone", parts.backbone, BACKBONES),
+        ("output stride", str(parts.output_stride), ("8", "16", "32")),
+        ("data set", parts.dataset, DATASETS),
+    )
+    for kind, given, allowed in tables:
+        if given not in allowed:
+            raise _unknown(name, f"there is no {kind} {given}; {nearest(given, allowed)}")
+    return parts
+
+
+def resolve_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Turn a name or a YAML file, and ``--set`` overrides, into a recipe.
+
+    Args:
+        source: A recipe name, or the path of a recipe file (ends in .yaml or .yml).
+        overrides: ``"dotted.field=value"``; values are read as YAML.
+
+    Raises:
+        RecipeError: Unknown name, field or value; the message offers what is near and allowed.
+
+    Example:
+        >>> resolve_recipe("fcn_resnest50-d8_voc", ["data.crop_size=[97, 97]"]).data.crop_size
+        (97, 97)
+    """
+    is_file = str(source).endswith((".yaml", ".yml"))
+    recipe = Recipe.read(Path(source)) if is_file else named_recipe(str(source))
+    if not overrides:
+        return recipe
+    changes = dict(parse_override(text) for text in overrides)
+    values = recipe.model_dump(mode="json")
+    for field, value in changes.items():
+        _assign(values, field, value)
+    changed = validate_recipe(values, source=str(source))
+    if changed.data.batch_size != recipe.data.batch_size and "optimizer.lr" not in changes:
+        scaled = recipe.optimizer.lr * changed.data.batch_size / recipe.data.batch_size
+        warnings.warn(
+            f"data.batch_size is {changed.data.batch_size} instead of {recipe.data.batch_size}, optimizer.lr is unchanged; "
+            f"linear scaling gives --set optimizer.lr={scaled:g}",
+            RecipeWarning,
+            stacklevel=2,
+        )
+    return changed
+
+
+def named_recipe(name: str) -> Recipe:
+    """Return the recipe of a zoo name or of any valid combination, without overrides.
+
+    Raises:
+        RecipeError: If there is no such name.
+    """
+    full_name, changes = _SPECIAL.get(name, (name, _TUNED.get(name, {})))
+    parts = parse_name(full_name)
+    sections = {section: dict(values) for section, values in _DATASET_SECTIONS[parts.dataset].items()}
+    values: dict[str, Any] = {
+        "name": name,
+        "segmentor": parts.segmentor,
+        "output_stride": parts.output_stride,
+        "backbone": {"name": parts.backbone},
+        **sections,
+    }
+    recipe = validate_recipe(values, source=name)
+    if not changes:
+        return recipe
+    values = recipe.model_dump(mode="json")
+    for field, value in changes.items():
+        _assign(values, field, value)
+    return validate_recipe(values, source=name)
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Read one ``field=value`` of ``--set``.
+
+    Raises:
+        RecipeError: Without ``=``, for an unknown field, or a value that is not YAML.
+    """
+    field, equals, value = text.partition("=")
+    field = field.strip()
+    fields = known_fields()
+    if not equals:
+        raise RecipeError("E-RECIPE-010", "no '=' in it", fix="write --set field=value", path=f"--set {text}")
+    if field not in fields:
+        near = nearest(field, fields)
+        first = near.removeprefix("did you mean ").rstrip("?").split(", ")[0]
+        kind = f" ({first}: {fields[first]})" if first in fields else ""
+        raise RecipeError(
+            "E-RECIPE-011",
+            f"unknown field {field}",
+            fix=f"{near if near.startswith('did') else 'see the fields with: nestseg recipes show NAME'}{kind}",
+            path=f"--set {text}",
+        )
+    try:
+        return field, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(
+            "E-RECIPE-012",
+            f"the value is not YAML: {' '.join(str(error).split())}",
+            fix=f"{field} takes {fields[field]}",
+            path=f"--set {text}",
+        ) from error
+
+
+def _assign(values: dict[str, Any], field: str, value: Any) -> None:
+    *sections, last = field.split(".")
+    for section in sections:
+        if values[section] is None:
+            values[section] = {}
+        values = values[section]
+    values[last] = value
+
+
+def _unknown(name: str, reason: str) -> RecipeError:
+    near = nearest(name, ZOO)
+    fix = near if near.startswith("did you mean") else "list them with: nestseg recipes"
+    return RecipeError("E-RECIPE-020", reason, fix=fix, path=f"recipe {name}")
