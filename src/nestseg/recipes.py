@@ -194,7 +194,7 @@ def resolve_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if changed.data.batch_size != recipe.data.batch_size and "optimizer.lr" not in changes:
         scaled = recipe.optimizer.lr * changed.data.batch_size / recipe.data.batch_size
         warnings.warn(
-            f"data.batch_size is {changed.data.batch_size} instead of {recipe.data.batch_size}, optimizer.lr is unchanged; "
+            f"data.batch_size is {changed.data.batch_size}, not {recipe.data.batch_size}, and optimizer.lr unchanged; "
             f"linear scaling gives --set optimizer.lr={scaled:g}",
             RecipeWarning,
             stacklevel=2,

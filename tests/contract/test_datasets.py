@@ -59,9 +59,7 @@ def test_no_method_with_a_body_is_overridden(name):
             function = getattr(value, "__func__", value)
             if not inspect.isfunction(function) or getattr(function, "__isabstractmethod__", False):
                 continue
-            assert attribute not in vars(own), (
-                f"{own.__name__}.{attribute} overrides {base.__name__}.{attribute}"
-            )
+            assert attribute not in vars(own), f"{own.__name__}.{attribute} overrides {base.__name__}.{attribute}"
 
 
 @pytest.mark.parametrize(("name", "split"), SPLITS)

@@ -115,9 +115,7 @@ def aspp_by_hand(c5: Tensor, state: State, rates: tuple[int, ...], *, with_separ
 def test_deeplabv3_is_aspp_with_the_image_pool_last(rates):
     head = make_random(ASPPHead(CHANNELS, num_classes=CLASSES, channels=WIDTH, atrous_rates=rates))
     features, state = draw_features(), head.state_dict()
-    assert_equal(
-        head(features), classify(aspp_by_hand(features[3], state, rates, with_separable=False), state)
-    )
+    assert_equal(head(features), classify(aspp_by_hand(features[3], state, rates, with_separable=False), state))
 
 
 @pytest.mark.parametrize("align_corners", [False, True])

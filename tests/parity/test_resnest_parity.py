@@ -1,4 +1,4 @@
-"""Backbone features against timm and the authors' package: random weights and statistics, float64, no downloads."""
+"""Backbones against timm and the authors' package: random weights and statistics, float64, no downloads."""
 
 from __future__ import annotations
 
@@ -83,19 +83,22 @@ def largest_difference(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).abs().max() / theirs.std())
 
 
+def mark_slow(case: tuple[str, int, str]) -> list[pytest.MarkDecorator]:
+    name, stride, variant = case
+    fast = name == "resnest14" or ("fast" in name and stride == 8 and variant != "plain")
+    return [] if fast else [pytest.mark.slow]
+
+
 TIMM_CASES = [
     (name, stride, variant)
     for name in TIMM_NAMES
     for stride, variant in ((32, "plain"), (32, "official"), (32, "timm"), (16, "timm"), (8, "timm"))
 ]
+OFFICIAL_CASES = [(name, stride, "official") for name in BACKBONES for stride in (8, 16, 32)]
 
 
 @pytest.mark.parametrize(
-    ("name", "stride", "variant"),
-    [
-        pytest.param(*case, marks=[pytest.mark.slow] if case[0] != "resnest14" and case[1] != 8 else [])
-        for case in TIMM_CASES
-    ],
+    ("name", "stride", "variant"), [pytest.param(*case, marks=mark_slow(case)) for case in TIMM_CASES]
 )
 @torch.no_grad()
 def test_every_feature_equals_timms_at_stride_32_in_all_variants_and_dilated_in_timms(name, stride, variant):
@@ -110,19 +113,12 @@ def test_every_feature_equals_timms_at_stride_32_in_all_variants_and_dilated_in_
         assert largest_difference(mine, reference) <= TOLERANCE
 
 
-@pytest.mark.parametrize("stride", [8, 16, 32])
 @pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            name, marks=[pytest.mark.slow] if name in ("resnest101", "resnest200", "resnest269") else []
-        )
-        for name in BACKBONES
-    ],
+    ("name", "stride", "variant"), [pytest.param(*case, marks=mark_slow(case)) for case in OFFICIAL_CASES]
 )
 @torch.no_grad()
-def test_every_feature_equals_the_authors_in_the_official_variant(name, stride):
-    ours = make_random_backbone(name, stride=stride, variant="official")
+def test_every_feature_equals_the_authors_in_the_official_variant(name, stride, variant):
+    ours = make_random_backbone(name, stride=stride, variant=variant)
     theirs = make_official(BACKBONES[name], stride=stride)
     outcome = theirs.load_state_dict(ours.state_dict(), strict=False)
     assert outcome.missing_keys == ["fc.weight", "fc.bias"]
@@ -133,8 +129,10 @@ def test_every_feature_equals_the_authors_in_the_official_variant(name, stride):
         assert largest_difference(mine, reference) <= TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["resnest14", "resnest50-fast-2s1x64d"])
-@pytest.mark.parametrize("stride", [8, 16])
+@pytest.mark.parametrize(
+    ("name", "stride"),
+    [("resnest14", 8), ("resnest14", 16), pytest.param("resnest50-fast-2s1x64d", 8, marks=pytest.mark.slow)],
+)
 @torch.no_grad()
 def test_the_three_variants_differ_by_percents_once_dilated_although_they_load_strictly(name, stride):
     features = {}

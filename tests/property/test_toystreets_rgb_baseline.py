@@ -26,19 +26,17 @@ def pixels() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
 def count_pairs(first: np.ndarray, second: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Count how often each pair of numbers occurs, as an int64 matrix."""
-    return np.bincount(first.astype(np.int64) * shape[1] + second, minlength=shape[0] * shape[1]).reshape(
-        shape
-    )
+    return np.bincount(first.astype(np.int64) * shape[1] + second, minlength=shape[0] * shape[1]).reshape(shape)
 
 
 @pytest.mark.parametrize("bits", [3, 4, 5])
 def test_the_best_classifier_by_colour_alone_stays_below_0_42_mean_iou(pixels, bits):
     """The most frequent class of each colour, counted on train, is the best any per-pixel rule of RGB can do.
 
-    Were it good, a network could score well by learning a colour table, and the accuracy that the demo and the
-    golden tests report would say nothing about the network. 32 cells a channel are about as fine as 256 images
-    can fill; the coarser tables guard against the finest losing by fitting noise. The lower bound is what naming
-    one class everywhere gets at most, 1 in 8: a score below it would mean that this baseline is broken.
+    Were it good, a network could score well by learning a colour table, and the accuracy that the demo and
+    the golden tests report would say nothing about the network. 32 cells a channel are about as fine as 256
+    images can fill; the coarser tables guard against the finest losing by fitting noise. The lower bound is what
+    naming one class everywhere gets at most, 1 in 8: a score below it would mean that this baseline is broken.
     """
     train_colours, train_ids, val_colours, val_ids = pixels
 

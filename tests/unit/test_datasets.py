@@ -79,9 +79,7 @@ MAKERS = {VOC: make_voc, ADE20K: make_ade20k, Cityscapes: make_cityscapes, CamVi
 FILE_DATASETS = pytest.mark.parametrize("dataset", list(MAKERS), ids=lambda dataset: dataset.__name__)
 
 
-def assert_refused(
-    code: str, reason: str, dataset: type[FileDataset], root: Path | None, split: str
-) -> DataError:
+def assert_refused(code: str, reason: str, dataset: type[FileDataset], root: Path | None, split: str) -> DataError:
     with pytest.raises(DataError, match=reason) as caught:
         dataset(root, split)
     assert caught.value.code == code
@@ -243,9 +241,7 @@ def test_unknown_split_is_answered_with_the_allowed_ones(dataset, tmp_path):
 
 @FILE_DATASETS
 def test_folder_must_be_given(dataset):
-    with pytest.raises(
-        DataError, match=rf"^E-DATA-020 \| {dataset.taxonomy.name} \| no folder given \| fix: .*--data"
-    ):
+    with pytest.raises(DataError, match=rf"^E-DATA-020 \| {dataset.taxonomy.name} \| no folder given \| fix: .*--data"):
         dataset(None, "val")
 
 
@@ -335,9 +331,7 @@ def test_voc_without_augmented_labels_says_where_they_come_from(tmp_path):
     make_voc(tmp_path / "VOCdevkit/VOC2012")
     base = tmp_path / "VOCdevkit/VOC2012"
     (base / "SegmentationClassAug").rename(tmp_path / "elsewhere")
-    error = assert_refused(
-        "E-DATA-020", "missing: SegmentationClassAug; found: ImageSets/", VOC, tmp_path, "trainaug"
-    )
+    error = assert_refused("E-DATA-020", "missing: SegmentationClassAug; found: ImageSets/", VOC, tmp_path, "trainaug")
     assert error.path == base
     assert "SBD" in error.fix
     assert len(VOC(tmp_path, "val")) == 2
@@ -346,9 +340,7 @@ def test_voc_without_augmented_labels_says_where_they_come_from(tmp_path):
 @pytest.mark.parametrize("mark", ["images/training/a", "images/ADE", "ADE20K_2021_17_01"])
 def test_full_ade20k_is_told_from_the_scene_parsing_form(tmp_path, mark):
     (tmp_path / mark).mkdir(parents=True)
-    error = assert_refused(
-        "E-DATA-020", f"the full ADE20K data set .found: {mark}", ADE20K, tmp_path, "train"
-    )
+    error = assert_refused("E-DATA-020", f"the full ADE20K data set .found: {mark}", ADE20K, tmp_path, "train")
     assert "ADEChallengeData2016.zip" in error.fix
 
 
@@ -371,9 +363,7 @@ def test_split_without_samples_is_refused(dataset, tmp_path):
             path.unlink()
         elif path.suffix == ".txt":
             path.write_text("\n")
-    assert_refused(
-        "E-DATA-022", f"split 'val' of {dataset.taxonomy.name} holds no samples", dataset, tmp_path, "val"
-    )
+    assert_refused("E-DATA-022", f"split 'val' of {dataset.taxonomy.name} holds no samples", dataset, tmp_path, "val")
 
 
 def test_all_incomplete_pairs_are_reported_at_once(tmp_path):
@@ -404,17 +394,13 @@ def test_cityscapes_without_label_ids_says_so_although_train_ids_are_there(tmp_p
     make_cityscapes(tmp_path)
     for path in tmp_path.rglob("*_labelIds.png"):
         path.unlink()
-    assert_refused(
-        "E-DATA-023", r"no label map for 1 sample \(frankfurt_000000_000294\)", Cityscapes, tmp_path, "val"
-    )
+    assert_refused("E-DATA-023", r"no label map for 1 sample \(frankfurt_000000_000294\)", Cityscapes, tmp_path, "val")
 
 
 def test_two_files_of_one_stem_are_refused(tmp_path):
     make_camvid(tmp_path)
     save_image(tmp_path / "val/0001TP_006690.jpg")
-    error = assert_refused(
-        "E-DATA-023", r"1 stem \(0001TP_006690.jpg and 0001TP_006690.png\)", CamVid, tmp_path, "val"
-    )
+    error = assert_refused("E-DATA-023", r"1 stem \(0001TP_006690.jpg and 0001TP_006690.png\)", CamVid, tmp_path, "val")
     assert error.path == tmp_path / "val"
 
 
@@ -459,6 +445,9 @@ def test_ids_that_count_from_one_are_recognised(tmp_path):
     make_voc(tmp_path, ((1, 2, 21), (1, 1, 1)))
     with pytest.raises(DataError, match="fix: subtract 1 from every id: they look 1-based"):
         VOC(tmp_path, "val").read(0)
+    save_labels(tmp_path / "SegmentationClass/2007_000039.png", ((0, 2, 21), (1, 1, 1)))
+    with pytest.raises(DataError, match="fix: use the label map of voc as published"):
+        VOC(tmp_path, "val").read(0)
 
 
 @FILE_DATASETS
@@ -491,9 +480,7 @@ def test_colour_labels_are_refused(tmp_path):
 # EXIF orientation of training images
 
 
-def read_turned(
-    folder: Path, *, orientation: int, stored: tuple[int, int], labels: tuple[int, int]
-) -> np.ndarray:
+def read_turned(folder: Path, *, orientation: int, stored: tuple[int, int], labels: tuple[int, int]) -> np.ndarray:
     """A picture whose left or top half is black, stored with an orientation, read with labels of a size."""
     pixels = np.full((*stored, 3), 255, np.uint8)
     pixels[: stored[0] // 2] = 0
@@ -590,9 +577,7 @@ def test_file_data_set_survives_pickling_as_loader_workers_need_it(tmp_path):
         ),
     ],
 )
-def test_classes_and_colours_stand_where_they_were_published(
-    name: str, facts: Mapping[int, tuple[str, object]]
-):
+def test_classes_and_colours_stand_where_they_were_published(name: str, facts: Mapping[int, tuple[str, object]]):
     taxonomy = DATASETS[name].taxonomy
     for train_id, fact in facts.items():
         assert (taxonomy.classes[train_id], taxonomy.palette[train_id]) == fact

@@ -46,9 +46,7 @@ def raw_png(*, height: int, width: int, bit_depth: int, colour_type: int, rows: 
     return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks)
 
 
-def assert_refused(
-    code: str, reason: str, source: object, *, read=read_image, **options: object
-) -> DataError:
+def assert_refused(code: str, reason: str, source: object, *, read=read_image, **options: object) -> DataError:
     with pytest.raises(DataError, match=reason) as caught:
         read(source, **options)
     assert caught.value.code == code
@@ -83,9 +81,7 @@ def test_path_string_bytes_and_file_object_give_the_same_picture(tmp_path):
     ("image_format", "options"), [("PNG", {}), ("BMP", {}), ("TIFF", {}), ("WEBP", {"lossless": True})]
 )
 def test_lossless_formats_keep_every_pixel(image_format, options):
-    np.testing.assert_array_equal(
-        read_image(encode(Image.fromarray(COLOURS), image_format, **options)), COLOURS
-    )
+    np.testing.assert_array_equal(read_image(encode(Image.fromarray(COLOURS), image_format, **options)), COLOURS)
 
 
 def test_jpeg_is_close_to_its_source():
@@ -480,9 +476,7 @@ def test_folder_that_does_not_exist_is_named(tmp_path, palette):
     path = tmp_path / "none" / "a.png"
 
     def write_both(path: Path) -> None:
-        with pytest.raises(
-            DataError, match=r"^E-DATA-018 \| .*none/a\.png \| cannot be written: No such file"
-        ):
+        with pytest.raises(DataError, match=r"^E-DATA-018 \| .*none/a\.png \| cannot be written: No such file"):
             write_labels(path, np.ones((2, 2), np.uint8), palette)
         write_image(path, COLOURS)
 

@@ -94,6 +94,11 @@ def test_norms_and_biases_can_be_spared_the_decay() -> None:
     assert [(group["weight_decay"], len(group["params"])) for group in groups] == [(5e-4, 2), (0.0, 4)]
 
 
+def test_the_weight_of_a_linear_layer_is_no_norm_and_keeps_its_decay() -> None:
+    groups = _build(nn.Linear(3, 2), decay_norm_and_bias=False).param_groups
+    assert [(group["weight_decay"], group["params"][0].shape) for group in groups] == [(5e-4, (2, 3)), (0.0, (2,))]
+
+
 def test_both_options_split_into_four_groups_that_hold_every_parameter_once() -> None:
     model = _Network()
     groups = _build(model, head_lr_multiplier=10.0, decay_norm_and_bias=False).param_groups

@@ -6,7 +6,7 @@ prints exactly that and no traceback.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -25,6 +25,14 @@ class NestsegError(Exception):
         self.code, self.reason, self.fix, self.path = code, reason, fix, path
         where = [] if path is None else [str(path)]
         super().__init__(" | ".join([code, *where, reason, f"fix: {fix}"]))
+
+    def __reduce__(self) -> tuple[Callable[..., NestsegError], tuple[object, ...]]:
+        # an exception pickles by its positional arguments, and a loader worker sends its errors pickled
+        return _rebuild, (type(self), self.code, self.reason, self.fix, self.path)
+
+
+def _rebuild(kind: type[NestsegError], code: str, reason: str, fix: str, path: str | Path | None) -> NestsegError:
+    return kind(code, reason, fix=fix, path=path)
 
 
 class RecipeError(NestsegError, ValueError):

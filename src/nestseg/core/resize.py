@@ -84,7 +84,7 @@ def resize_image(
 
     Shape:
         - image: (H, W, C) uint8, any number of channels
-        - returns: (window height, window width, C) uint8, or (\\*size, C) without a window
+        - returns: (window height, window width, C) uint8, or (*size, C) without a window
 
     Deviations:
         ``cv2.resize`` rounds its weights to 1/2048 and differs by one grey level at about 13 % of the values of
@@ -137,7 +137,8 @@ def resize_labels(
     # Rows are gathered by memory copies, columns pixel by pixel: turning the map makes both the fast kind.
     turned = cv2.transpose(labels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
     across: NDArray[np.uint8] = cv2.transpose(turned[columns - columns[0]])
-    return across[rows - rows[0]]
+    nearest: NDArray[np.uint8] = across[rows - rows[0]]
+    return nearest
 
 
 def _checked_window(
@@ -152,11 +153,9 @@ def _checked_window(
             fix="cut the picture into tiles or choose a smaller base size",
         )
     top, left, height, width = (0, 0, *size) if window is None else window
-    inside = 0 <= top and 0 <= left and top + height <= size[0] and left + width <= size[1]
+    inside = min(top, left) >= 0 and top + height <= size[0] and left + width <= size[1]
     if not inside or min(height, width) < 1:
-        raise ValueError(
-            f"window {window} (top, left, height, width) is not inside the resized picture {size}"
-        )
+        raise ValueError(f"window {window} (top, left, height, width) is not inside the resized picture {size}")
     return top, left, height, width
 
 
@@ -174,9 +173,7 @@ def _source_positions(source: int, size: int, *, start: int, count: int) -> tupl
     return slice(first, int(positions[-1]) + 2), positions - np.float32(first)
 
 
-def _sample_bilinear(
-    image: NDArray[np.uint8], x: NDArray[np.float32], y: NDArray[np.float32]
-) -> NDArray[np.uint8]:
+def _sample_bilinear(image: NDArray[np.uint8], x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Read a picture at the crossings of real columns x and rows y.
 
     OpenCV 5 interpolates in float32 for 1, 3 and 4 channels (two channels, and every count in OpenCV 4, go through

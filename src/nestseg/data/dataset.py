@@ -381,9 +381,7 @@ def _describe_folder(folder: Path) -> str:
     return ", ".join(names[:10]) + more
 
 
-def _layout_fix(
-    root: Path, *, inside: Sequence[str], expected: Mapping[str, str], missing: Sequence[str]
-) -> str:
+def _layout_fix(root: Path, *, inside: Sequence[str], expected: Mapping[str, str], missing: Sequence[str]) -> str:
     """Say what to do about a layout that was not found."""
     # One level down and one level up are where people point by mistake.
     children = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []

@@ -173,7 +173,7 @@ def training_batches(
     """
     if plan.batch_size % world_size:
         raise DataError(
-            "E-DATA-060",
+            "E-DATA-070",
             f"data.batch_size {plan.batch_size} over {world_size} devices",
             fix=f"choose a multiple of {world_size}",
         )

@@ -35,9 +35,7 @@ _Corner = tuple[float, float, float]
 
 def _colours(text: str) -> tuple[_Colour, ...]:
     """Read colours in hexadecimal RGB."""
-    return tuple(
-        (float(word[0]), float(word[1]), float(word[2])) for word in map(bytes.fromhex, text.split())
-    )
+    return tuple((float(word[0]), float(word[1]), float(word[2])) for word in map(bytes.fromhex, text.split()))
 
 
 TAXONOMY = Taxonomy(
@@ -64,23 +62,19 @@ _FARTHEST_Z = 130.0
 _KERB = 0.13  # metres the pavement stands above the road
 _TURN = [(math.cos(step * math.pi / 6), math.sin(step * math.pi / 6)) for step in range(12)]
 
-_ASPHALT = _colours("606166 78787a 8e8b86 4e5058 80746c")
-_PAVING = _colours("969593 aaa092 807e80 9c8074 6c6e74")
-_WALLS = _colours(
-    "989694 76787e a05c4a 8a4a3e ceba98 dcd2c2 7086a0 84987c c48e70 605856 d6b06c b0949c ece8e2"
-)
+_ASPHALT = _colours("606166 6c6c6e 7e7c78 4e5058 56585e 6c645e")
+_PAVING = _colours("a6a5a2 b8ac9a b0907e 989288 8a888a c0b8aa")
+_WALLS = _colours("989694 76787e a05c4a 8a4a3e ceba98 dcd2c2 7086a0 84987c c48e70 605856 d6b06c b0949c ece8e2")
 _ROOFS = _colours("96503c 5c5e68 765c4c 464a54 80423a 607060")
 _LEAVES = _colours("4c803a 3a683e 689042 808a3e c48434 96603a b24c34 e2a0b0")
-_LEAF_ODDS = (0.28, 0.22, 0.18, 0.10, 0.09, 0.05, 0.04, 0.04)
+_LEAF_ODDS = (0.32, 0.24, 0.20, 0.08, 0.07, 0.03, 0.03, 0.03)
 _BARK = _colours("604a3a 786c60 50423c")
 _PAINTS = _colours("96989c 606268 34363c e2e2e0 b02e2a 345696 48784c d6a834 80604c 78a0b2 965078 cc6e36")
-_CLOTHES = _colours(
-    "3c4254 7a7c80 b43e3a 3a5c96 548052 d8b24c 82624c dedad2 8c5482 2e2e32 d68054 5e9ca4 e296a8"
-)
+_CLOTHES = _colours("3c4254 7a7c80 b43e3a 3a5c96 548052 d8b24c 82624c dedad2 8c5482 2e2e32 d68054 5e9ca4 e296a8")
 _SHOES = _colours("2e2e32 5a4234 dedad2 8c4038")
 _SKINS = _colours("ecc4a8 d6a480 a06e50 684834")
 _HAIRS = _colours("2c221e 5c3e2a c49e5c 8c8a88 964828")
-_METALS = _colours("787a7e 484c52 3e584c 7a5e46 aaacac 963c32")
+_METALS = _colours("5a5e64 484c52 3e584c 3a4048 6e5a48 7e8286")
 _SIGNS = _colours("c4302c 2e58a8 e8e8e4 e2b63c 467c50")
 _GLASS = _colours("485468 60748c 3a3e48")
 _BLACK, _WHITE, _RED, _SILVER = _colours("1e1e21 eeeae4 c83230 a8aaae")
@@ -108,11 +102,9 @@ _MOODS = (  # noon, morning, sunset, overcast, fog, dusk
     _Mood(_colours("5c5694 fca668 fabeaa e2a482"), (1.14, 0.90, 0.68), (0.56, 0.50, 0.60), 0.40, 80, 0.35),
     _Mood(_colours("a0a8b2 d0d2d4 e2e4e6 c4c8cd"), (0.90, 0.90, 0.92), (0.80, 0.81, 0.84), 0.10, 90, 0.12),
     _Mood(_colours("babec0 cecfcc d6d6d4 c8cac8"), (0.88, 0.88, 0.88), (0.80, 0.81, 0.82), 0.06, 42, 0.25),
-    _Mood(
-        _colours("1a2452 80628c 584e76 58527a"), (0.56, 0.56, 0.72), (0.44, 0.45, 0.62), 0.12, 90, 0.6, True
-    ),
+    _Mood(_colours("1a2452 80628c 584e76 58527a"), (0.56, 0.56, 0.72), (0.44, 0.45, 0.62), 0.12, 90, 0.6, True),
 )
-_MOOD_ODDS = (0.30, 0.18, 0.16, 0.16, 0.08, 0.12)
+_MOOD_ODDS = (0.36, 0.20, 0.13, 0.18, 0.05, 0.08)
 
 
 class _Street(NamedTuple):
@@ -181,9 +173,7 @@ class _Painter:
             clear * (colour[2] * (shade[2] + sun * (light[2] - shade[2])) - haze[2]) + haze[2],
         )
 
-    def fill(
-        self, outline: Sequence[_Corner], colour: _Colour, label: int | None, *, sun: float = 1.0
-    ) -> None:
+    def fill(self, outline: Sequence[_Corner], colour: _Colour, label: int | None, *, sun: float = 1.0) -> None:
         """Fill one polygon.
 
         Args:
@@ -211,9 +201,7 @@ class _Painter:
         if label is not None:
             cv2.fillPoly(self.target, pixels, label)
 
-    def lines(
-        self, ends: Sequence[tuple[_Corner, _Corner]], colour: _Colour, *, z: float, sun: float = 1.0
-    ) -> None:
+    def lines(self, ends: Sequence[tuple[_Corner, _Corner]], colour: _Colour, *, z: float, sun: float = 1.0) -> None:
         """Draw hairlines, about z metres away, into the image only."""
         cv2.polylines(self.image, self.project_each(ends), False, self.lit(colour, z, sun))
 
@@ -258,9 +246,7 @@ class _Board:
         times: _Point = (1.0, 1.0),
     ) -> None:
         """Fill a polygon, stretched by ``times`` and then moved to ``at``."""
-        outline = np.array(
-            [self._pixel((at[0] + times[0] * x, at[1] + times[1] * y)) for x, y in points], np.int32
-        )
+        outline = np.array([self._pixel((at[0] + times[0] * x, at[1] + times[1] * y)) for x, y in points], np.int32)
         cv2.fillPoly(self.painter.image, [outline], self.painter.lit(colour, self.z, sun))
         cv2.fillPoly(self.painter.target, [outline], self.label)
 
@@ -407,14 +393,12 @@ def _draw_sky(scene: _Scene) -> None:
         halo = cv2.GaussianBlur(shine, (0, 0), 5) * 2.2 + cv2.GaussianBlur(shine, (0, 0), 0.8)
         sky += np.minimum(halo, 1.0)[..., None] * (np.array((255, 248, 225), np.float32) - sky)
     canvas = (painter.width, painter.height)
-    painter.image[:] = cv2.resize(
-        np.clip(sky, 0, 255).astype(np.uint8), canvas, interpolation=cv2.INTER_LINEAR
-    )
+    painter.image[:] = cv2.resize(np.clip(sky, 0, 255).astype(np.uint8), canvas, interpolation=cv2.INTER_LINEAR)
     stars = rng.random((26, 3)).tolist()
     if mood.night:
         for across, up, glint in stars:
             place = round(across * painter.width), round(up * 0.8 * painter.horizon)
-            cv2.circle(painter.image, place, round(painter.height / 256 * (0.5 + glint)), (210, 214, 232), -1)
+            cv2.circle(painter.image, place, round(painter.height / 256 * (0.5 + glint)), (210, 214, 232), cv2.FILLED)
         x, y, size = sun_x * painter.width, sun_y * painter.height, painter.height / 20
         cv2.circle(painter.image, (round(x), round(y)), round(size), (238, 234, 214), cv2.FILLED)
         for dx, dy, radius in ((-0.3, -0.2, 0.22), (0.35, 0.25, 0.16), (0.1, -0.45, 0.12)):
@@ -434,9 +418,7 @@ def _draw_horizon(scene: _Scene) -> None:
             wall = _pick(rng, _WALLS)
             board.box((x, 0), (x + width, height), wall, sun=0.5)
             if rng.random() < 0.3:
-                board.polygon(
-                    _TRIANGLE, _times(wall, 0.8), at=(x + width / 2, height + 2), times=(width / 2, 4)
-                )
+                board.polygon(_TRIANGLE, _times(wall, 0.8), at=(x + width / 2, height + 2), times=(width / 2, 4))
             x += width
         return
     board.label = VEGETATION
@@ -447,9 +429,7 @@ def _draw_horizon(scene: _Scene) -> None:
         x += rng.uniform(4, 8)
 
 
-def _strip(
-    left: float, right: float, y: float, near: float = _NEAREST_Z, far: float = _FARTHEST_Z
-) -> list[_Corner]:
+def _strip(left: float, right: float, y: float, near: float = _NEAREST_Z, far: float = _FARTHEST_Z) -> list[_Corner]:
     """A rectangle that lies flat."""
     return [(left, y, near), (left, y, far), (right, y, far), (right, y, near)]
 
@@ -478,9 +458,7 @@ def _draw_ground(scene: _Scene) -> None:
         painter.pave([_strip(kerb, wall, _KERB)], paving, PAVEMENT)
         painter.pave([_strip(kerb, kerb + side * 0.25, _KERB)], kerbstone, PAVEMENT)
         painter.pave([[low, high, far_high, far_low]], _times(kerbstone, 0.72), PAVEMENT)
-        painter.lines(
-            [((kerb, _KERB, 2 + 1.2 * row), (wall, _KERB, 2 + 1.2 * row)) for row in range(12)], joint, z=0
-        )
+        painter.lines([((kerb, _KERB, 2 + 1.2 * row), (wall, _KERB, 2 + 1.2 * row)) for row in range(12)], joint, z=0)
         thirds = [kerb + (wall - kerb) * share / 3 for share in (1, 2)]
         painter.lines([((x, _KERB, 1.0), (x, _KERB, 24.0)) for x in thirds], joint, z=0)
         if rng.random() < 0.35:  # grass between pavement and houses
@@ -507,9 +485,7 @@ def _draw_markings(scene: _Scene) -> None:
         stripes = np.arange(left + 0.3, right - 0.6, 1.0).tolist()
         painter.pave([_strip(x, x + 0.55, 0, z, z + 3.0) for x in stripes], _WHITE, None)
     if rng.random() < 0.5:
-        painter.pave(
-            [_ring(rng.uniform(left + 0.8, right - 0.8), rng.uniform(5, 12), 0.36)], (70, 66, 64), None
-        )
+        painter.pave([_ring(rng.uniform(left + 0.8, right - 0.8), rng.uniform(5, 12), 0.36)], (70, 66, 64), None)
 
 
 def _lay_shadows(painter: _Painter) -> None:
@@ -518,9 +494,7 @@ def _lay_shadows(painter: _Painter) -> None:
     depth = painter.focal * painter.eye / (np.arange(top, painter.height) + 1 - painter.horizon)
     clear = np.exp(-depth / painter.mood.visibility)[:, None]
     light = 255 - cv2.GaussianBlur(painter.shadows[top:], (0, 0), painter.height / 200)
-    kept = cv2.multiply(
-        light, np.repeat(np.rint(255 * clear).astype(np.uint8), painter.width, axis=1), scale=1 / 255
-    )
+    kept = cv2.multiply(light, np.repeat(np.rint(255 * clear).astype(np.uint8), painter.width, axis=1), scale=1 / 255)
     veil = np.rint((1 - clear) * np.array(painter.mood.colours[3])).astype(np.uint8)[:, None]
     ground = cv2.multiply(painter.image[top:], cv2.merge([kept] * 3), scale=1 / 255)
     painter.image[top:] = cv2.add(ground, np.repeat(veil, painter.width, axis=1))
@@ -562,9 +536,7 @@ def _plan_house(scene: _Scene, side: int, *, start: float, length: float) -> _Pl
     sun, gable_sun = 0.05 if street.sun_side == side else 0.95, 0.45
     if street.sun_side == side:
         dx, dz = street.slant[0] * height * 0.45, street.slant[1] * height * 0.45
-        painter.shadow(
-            [(x, 0, start), (x, 0, far), (x + dx, 0, far + dz), (x + dx, 0, start + dz)], mood.shadow
-        )
+        painter.shadow([(x, 0, start), (x, 0, far), (x + dx, 0, far + dz), (x + dx, 0, start + dz)], mood.shadow)
 
     def face(low: float, high: float, near: float, away: float) -> list[_Corner]:
         """A rectangle of the wall that looks at the street."""
@@ -597,7 +569,7 @@ def _plan_house(scene: _Scene, side: int, *, start: float, length: float) -> _Pl
             painter.lines(ends, _times(wall, 0.86), z=start + length / 2, sun=sun)
         bands = [face(height - 0.35, height, start, far), face(0, 0.5, start, far)]
         painter.fill_each(bands, trim, None, sun=0.8 * sun)
-        if start < 55:
+        if start < 45:
             draw_windows()
         if start < 35:
             draw_entrance()
@@ -620,9 +592,7 @@ def _plan_house(scene: _Scene, side: int, *, start: float, length: float) -> _Pl
             if outlines:
                 painter.fill_each(outlines, colour, None)
         if start < 22:  # glazing bars
-            spans = [
-                (low, high, (near + away) / 2) for (_, low, near), (_, high, _), (_, _, away), _ in frames
-            ]
+            spans = [(low, high, (near + away) / 2) for (_, low, near), (_, high, _), (_, _, away), _ in frames]
             bars = [((x, low, at), (x, high, at)) for low, high, at in spans]
             painter.lines(bars, trim, z=start + length / 2, sun=sun)
 
@@ -637,8 +607,7 @@ def _plan_house(scene: _Scene, side: int, *, start: float, length: float) -> _Pl
         out = x - side * 0.9
         stripes = [start + 0.3 + (length - 0.6) * stripe / 8 for stripe in range(9)]
         awning: list[list[_Corner]] = [
-            [(x, 2.95, near), (out, 2.4, near), (out, 2.4, away), (x, 2.95, away)]
-            for near, away in pairwise(stripes)
+            [(x, 2.95, near), (out, 2.4, near), (out, 2.4, away), (x, 2.95, away)] for near, away in pairwise(stripes)
         ]
         painter.fill_each(awning[::2], cloth, BUILDING, sun=max(sun, 0.5))
         painter.fill_each(awning[1::2], _WHITE, BUILDING, sun=max(sun, 0.5))
@@ -653,9 +622,7 @@ def _plan_garden(scene: _Scene, side: int, *, start: float, length: float) -> _P
     trees = [_plan_tree(scene, place) for place in places]
     hedge = _pick(rng, (street.leaves, _LEAVES[0]))
     steps = np.arange(length - 0.5, 0.0, -0.9)
-    bushes = [
-        (max(start + step, 1.0), *rng.uniform((0.5, 0.8), (0.8, 1.2)).tolist()) for step in steps.tolist()
-    ]
+    bushes = [(max(start + step, 1.0), *rng.uniform((0.5, 0.8), (0.8, 1.2)).tolist()) for step in steps.tolist()]
 
     def draw() -> None:
         for _, draw_tree in trees:
@@ -718,7 +685,7 @@ def _plan_things(scene: _Scene) -> list[_Plan]:
                 things.append(_plan_car(scene, kerb - side * 1.05, z=z, oncoming=side < 0))
             z += rng.uniform(5.6, 10.0)
         z = rng.uniform(5.0, 9.0)
-        while z < 28.0:  # poles and trees take turns along the kerb
+        while z < 25.0:  # poles and trees take turns along the kerb
             x, what = kerb + side * rng.uniform(0.4, 0.65), rng.random()
             if what < 0.62:
                 things.append(_plan_pole(scene, (x, _KERB, z), side=side))
@@ -728,31 +695,27 @@ def _plan_things(scene: _Scene) -> list[_Plan]:
                     _ring(x + 2.4 * street.slant[0], z + 4.0 + 2.4 * street.slant[1], 1.4),
                     painter.mood.shadow,
                 )
-            z += rng.uniform(4.0, 8.0)
-        for _ in range(int(rng.integers(1, 4))):
+            z += rng.uniform(4.5, 8.0)
+        for _ in range(int(rng.integers(1, 5))):
             x = rng.uniform(min(kerb, wall) + 0.5, max(kerb, wall) - 0.5)
-            things.append(_plan_person(scene, (x, _KERB, rng.uniform(4.5, 12.5))))
+            things.append(_plan_person(scene, (x, _KERB, rng.uniform(4.5, 11.0))))
     left, right = street.kerbs
     for _ in range(int(rng.integers(0, 3))):
-        things.append(
-            _plan_person(scene, (rng.uniform(left + 0.5, right - 0.5), 0.0, rng.uniform(5.5, 12.5)))
-        )
+        things.append(_plan_person(scene, (rng.uniform(left + 0.5, right - 0.5), 0.0, rng.uniform(5.5, 11.0))))
     lane = (right - left) / 4
     if rng.random() < 0.55:
         things.append(_plan_car(scene, right - lane - 0.7, z=rng.uniform(9, 30), oncoming=False))
     if rng.random() < 0.45:
         things.append(_plan_car(scene, left + lane + 0.7, z=rng.uniform(12, 35), oncoming=True))
     if rng.random() < 0.16:
-        things.append(
-            _plan_crossing_car(scene, (rng.uniform(left + 1.5, right - 1.5), 0.0, rng.uniform(9, 15)))
-        )
+        things.append(_plan_crossing_car(scene, (rng.uniform(left + 1.5, right - 1.5), 0.0, rng.uniform(9, 15))))
     return things
 
 
 def _plan_person(scene: _Scene, foot: _Corner) -> _Plan:
     rng, painter, street = scene
     x, _, z = foot
-    height = rng.uniform(1.62, 1.9) if rng.random() < 0.88 else rng.uniform(1.2, 1.4)
+    height = rng.uniform(1.68, 1.95) if rng.random() < 0.88 else rng.uniform(1.25, 1.45)
     coat, trousers, bag = (_pick(rng, _CLOTHES) for _ in range(3))
     skin, hair, shoes = (_pick(rng, colours, spread=6) for colours in (_SKINS, _HAIRS, _SHOES))
     dress, long_hair, pack, hat, parasol = (rng.random(5) < (0.25, 0.4, 0.22, 0.18, 0.08)).tolist()
@@ -784,9 +747,7 @@ def _plan_person(scene: _Scene, foot: _Corner) -> _Plan:
             [(top, 0.82), (top - sun_side * wide, 0.76), (-sun_side * hip, 0.46), (0, 0.46)],
             _times(coat, 0.84),
         )
-        board.stroke(
-            [(ahead * (wide - 0.03), 0.75), (ahead * (wide + 0.01), 0.61), (hand, 0.48)], sleeve, width=0.075
-        )
+        board.stroke([(ahead * (wide - 0.03), 0.75), (ahead * (wide + 0.01), 0.61), (hand, 0.48)], sleeve, width=0.075)
         board.disc((hand, 0.465), 0.032, skin)
         if long_hair:
             board.box((top - 0.075, 0.80), (top + 0.075, 0.93), hair)
@@ -807,7 +768,7 @@ def _plan_pole(scene: _Scene, foot: _Corner, *, side: int) -> _Plan:
     x, _, z = foot
     kind = ("lamp", "sign", "lights", "wires")[_choose(rng, (0.38, 0.32, 0.18, 0.12))]
     height = {"lamp": rng.uniform(4.6, 6.2), "sign": rng.uniform(2.5, 2.9), "lights": 3.0, "wires": 6.5}[kind]
-    width = max(rng.uniform(0.20, 0.30), 0.026 * z)  # never too thin to be seen
+    width = max(rng.uniform(0.22, 0.32), 0.028 * z)  # never too thin to be seen
     metal, colour, shape = _pick(rng, _METALS), _pick(rng, _SIGNS, spread=6), int(rng.integers(4))
     scene.cast(x, z, width=width, height=height)
     if kind == "lamp":
@@ -999,7 +960,7 @@ def _develop(scene: _Scene, size: Size) -> Sample:
     """Turn the canvas into a photograph: lamps, exposure, white balance, lens blur, grain."""
     rng, painter, _ = scene
     height, width = size
-    exposure = rng.uniform(0.86, 1.14) * (1 + rng.normal(0, 0.05, 3))
+    exposure = rng.uniform(0.86, 1.14) * (1 + rng.normal(0, 0.035, 3))
     patches = 1 + 0.16 * _value_noise(rng, size, ((3, 5),))
     blur, noise = rng.uniform(0.0, 0.55), rng.uniform(0.8, 2.6)
     target = np.ascontiguousarray(painter.target[1::_OVERSAMPLE, 1::_OVERSAMPLE])
@@ -1100,9 +1061,7 @@ class ToyStreets(SegmentationDataset):
         Raises:
             IndexError: If there is no such sample.
         """
-        index = range(len(self))[
-            index
-        ]  # the seed must not depend on how the sample was named: -1 is the last one
+        index = range(len(self))[index]  # the seed must not depend on how the sample was named: -1 is the last one
         scene = self._scenes[index]
         if scene is None:
             seed = np.random.SeedSequence((_STREAM, self.splits.index(self.split), index))

@@ -129,6 +129,9 @@ def make_conv(
     Returns:
         The convolution; an input of height H comes out at ceil(H / stride).
 
+    Raises:
+        ModelError: If there is no input or output channel.
+
     Reference:
         He et al., "Delving Deep into Rectifiers", 2015, equation 14.
 
@@ -138,6 +141,12 @@ def make_conv(
         start 22 times too small. The authors leave the biases of split attention at PyTorch's uniform
         default; ours are 0.
     """
+    if min(in_channels, out_channels) < 1:
+        raise ModelError(
+            "E-MODEL-007",
+            f"convolution of {in_channels} to {out_channels} channels; allowed 1 or more",
+            fix="heads are usually 512 wide, the shortcut of deeplabv3plus 48",
+        )
     conv = nn.Conv2d(
         in_channels,
         out_channels,
@@ -189,9 +198,7 @@ class ConvNormReLU(nn.Module):
         norm: Norm = "batch",
     ) -> None:
         super().__init__()
-        self.conv = make_conv(
-            in_channels, out_channels, kernel_size=kernel_size, dilation=dilation, groups=groups
-        )
+        self.conv = make_conv(in_channels, out_channels, kernel_size=kernel_size, dilation=dilation, groups=groups)
         self.norm = make_norm(norm, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -221,9 +228,7 @@ class SeparableConv(nn.Module):
         None known.
     """
 
-    def __init__(
-        self, in_channels: int, out_channels: int, *, dilation: int = 1, norm: Norm = "batch"
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, dilation: int = 1, norm: Norm = "batch") -> None:
         super().__init__()
         self.depthwise = ConvNormReLU(
             in_channels, in_channels, kernel_size=3, dilation=dilation, groups=in_channels, norm=norm
@@ -268,9 +273,7 @@ class SplitAttention(nn.Module):
         super().__init__()
         self.radix, self.cardinality = radix, cardinality
         hidden = max(channels * radix // 4, 32)
-        self.conv = make_conv(
-            channels, channels * radix, kernel_size=3, dilation=dilation, groups=cardinality * radix
-        )
+        self.conv = make_conv(channels, channels * radix, kernel_size=3, dilation=dilation, groups=cardinality * radix)
         self.bn0 = make_norm(norm, channels * radix)
         self.fc1 = make_conv(channels, hidden, groups=cardinality, bias=True)
         self.bn1 = make_norm(norm, hidden)
@@ -356,8 +359,7 @@ def pool_grids(x: Tensor, scales: Sequence[int]) -> list[Tensor]:
     """
     height, width = x.shape[2:]
     matrices = [
-        pooling_matrix(height, scale, like=x)[:, None, :, None]
-        * pooling_matrix(width, scale, like=x)[:, None]
+        pooling_matrix(height, scale, like=x)[:, None, :, None] * pooling_matrix(width, scale, like=x)[:, None]
         for scale in scales
     ]
     # One product for all scales reads the features once, in whatever memory format they are.

@@ -143,9 +143,7 @@ class Bottleneck(nn.Module):
         self.conv1 = make_conv(in_channels, width)
         self.bn1 = make_norm(norm, width)
         self.pool_before = pool if spec.pool_first else None
-        self.conv2 = SplitAttention(
-            width, radix=spec.radix, cardinality=spec.cardinality, dilation=dilation, norm=norm
-        )
+        self.conv2 = SplitAttention(width, radix=spec.radix, cardinality=spec.cardinality, dilation=dilation, norm=norm)
         self.pool_after = None if spec.pool_first else pool
         self.conv3 = make_conv(width, planes * _EXPANSION)
         self.bn3 = make_norm(norm, planes * _EXPANSION)
@@ -262,10 +260,7 @@ class ResNeSt(nn.Module):
                 project=True,
             )
             channels = planes * _EXPANSION
-            rest = (
-                Bottleneck(channels, planes, spec=spec, dilation=dilation, norm=norm)
-                for _ in range(count - 1)
-            )
+            rest = (Bottleneck(channels, planes, spec=spec, dilation=dilation, norm=norm) for _ in range(count - 1))
             stages.append(nn.Sequential(first, *rest))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.feature_channels: tuple[int, int, int, int] = (256, 512, 1024, 2048)
@@ -306,14 +301,11 @@ class ResNeSt(nn.Module):
 
 def _check_arguments(output_stride: int, dilation_variant: str, frozen_stages: int, in_channels: int) -> None:
     if output_stride not in get_args(OutputStride):
-        raise ModelError(
-            "E-MODEL-002", f"output stride {output_stride}; allowed 8, 16, 32", fix="choose one of these"
-        )
+        raise ModelError("E-MODEL-002", f"output stride {output_stride}; allowed 8, 16, 32", fix="choose one of these")
     if dilation_variant not in get_args(DilationVariant):
         raise ModelError(
             "E-MODEL-003",
-            f"unknown dilation variant {dilation_variant!r}; "
-            + nearest(dilation_variant, get_args(DilationVariant)),
+            f"unknown dilation variant {dilation_variant!r}; " + nearest(dilation_variant, get_args(DilationVariant)),
             fix="choose plain, or the variant that the weights were trained with",
         )
     if not 0 <= frozen_stages <= 4:
@@ -323,6 +315,4 @@ def _check_arguments(output_stride: int, dilation_variant: str, frozen_stages: i
             fix="0 freezes nothing, 1 stem and layer1, 4 all",
         )
     if in_channels < 1:
-        raise ModelError(
-            "E-MODEL-005", f"{in_channels} image channels; allowed 1 or more", fix="3 for RGB images"
-        )
+        raise ModelError("E-MODEL-005", f"{in_channels} image channels; allowed 1 or more", fix="3 for RGB images")

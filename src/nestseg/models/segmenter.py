@@ -85,9 +85,7 @@ class Segmenter(nn.Module):
                 fix="give one mean and one std a channel",
             )
         if min(std) <= 0:
-            raise ModelError(
-                "E-MODEL-013", f"std {tuple(std)}; allowed above 0", fix="give one std a channel"
-            )
+            raise ModelError("E-MODEL-013", f"std {tuple(std)}; allowed above 0", fix="give one std a channel")
         self.backbone = backbone
         self.decode_head = decode_head
         self.auxiliary_head = auxiliary_head
@@ -247,8 +245,7 @@ def create_model(
         if value is not None and value is not False and segmentor not in users:
             raise ModelError(
                 "E-MODEL-018",
-                f"{option}={value!r} given, but {segmentor} has no such option; it belongs to "
-                + ", ".join(users),
+                f"{option}={value!r} given, but {segmentor} has no such option; it belongs to " + ", ".join(users),
                 fix=f"leave {option} out",
             )
     if auxiliary_channels is not None and not auxiliary:

@@ -55,7 +55,7 @@ class ASPP(nn.Module):
         super().__init__()
         if not atrous_rates or min(atrous_rates) < 1:
             raise ModelError(
-                "E-MODEL-010",
+                "E-MODEL-011",
                 f"atrous rates {tuple(atrous_rates)}; allowed one or more, each at least 1",
                 fix="12,24,36 at output stride 8; 6,12,18 at 16",
             )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from nestseg.core.errors import ModelError
+from nestseg.models.blocks import make_conv
 
 
 class DecodeHead(nn.Module, ABC):
@@ -45,14 +46,11 @@ class DecodeHead(nn.Module, ABC):
                 fix="merge or drop classes",
             )
         if not 0 <= dropout < 1:
-            raise ModelError(
-                "E-MODEL-007", f"dropout {dropout}; allowed 0 to below 1", fix="0.1 is the default"
-            )
+            raise ModelError("E-MODEL-008", f"dropout {dropout}; allowed 0 to below 1", fix="0.1 is the default")
         self.num_classes = num_classes
         self.dropout = nn.Dropout2d(dropout)
-        self.classifier = nn.Conv2d(channels, num_classes, 1)
+        self.classifier = make_conv(channels, num_classes, bias=True)
         nn.init.normal_(self.classifier.weight, std=0.01)
-        nn.init.zeros_(self.classifier.bias)  # type: ignore[arg-type]  # typed as optional; made with one
 
     @property
     @abstractmethod

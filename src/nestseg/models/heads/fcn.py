@@ -57,9 +57,7 @@ class FCNHead(DecodeHead):
     ) -> None:
         super().__init__(channels=channels, num_classes=num_classes, dropout=dropout)
         if num_convs < 1:
-            raise ModelError(
-                "E-MODEL-008", f"{num_convs} convolutions in an FCN head; allowed 1 or more", fix="give 2"
-            )
+            raise ModelError("E-MODEL-009", f"{num_convs} convolutions in an FCN head; allowed 1 or more", fix="give 2")
         self.feature_index = feature_index
         in_channels = feature_channels[feature_index]
         self.convs = nn.Sequential(
@@ -68,9 +66,7 @@ class FCNHead(DecodeHead):
                 for i in range(num_convs)
             )
         )
-        self.fuse = (
-            ConvNormReLU(in_channels + channels, channels, kernel_size=3, norm=norm) if concat_input else None
-        )
+        self.fuse = ConvNormReLU(in_channels + channels, channels, kernel_size=3, norm=norm) if concat_input else None
 
     @property
     def pools_to_one_pixel(self) -> bool:

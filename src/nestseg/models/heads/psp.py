@@ -55,18 +55,14 @@ class PSPHead(DecodeHead):
         super().__init__(channels=channels, num_classes=num_classes, dropout=dropout)
         if not pool_scales or min(pool_scales) < 1:
             raise ModelError(
-                "E-MODEL-009",
+                "E-MODEL-010",
                 f"pool scales {tuple(pool_scales)}; allowed one or more, each at least 1",
                 fix="1,2,3,6",
             )
         self.pool_scales, self.align_corners = tuple(pool_scales), align_corners
         in_channels = feature_channels[3]
-        self.branches = nn.ModuleList(
-            ConvNormReLU(in_channels, channels, norm=norm) for _ in self.pool_scales
-        )
-        self.fuse = ConvNormReLU(
-            in_channels + len(self.pool_scales) * channels, channels, kernel_size=3, norm=norm
-        )
+        self.branches = nn.ModuleList(ConvNormReLU(in_channels, channels, norm=norm) for _ in self.pool_scales)
+        self.fuse = ConvNormReLU(in_channels + len(self.pool_scales) * channels, channels, kernel_size=3, norm=norm)
 
     @property
     def pools_to_one_pixel(self) -> bool:

@@ -8,7 +8,6 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from nestseg.core.errors import ModelError
 from nestseg.models.blocks import ConvNormReLU, Norm, SeparableConv, resize_features
 from nestseg.models.heads.aspp import ASPP, ATROUS_RATES
 from nestseg.models.heads.base import DecodeHead
@@ -32,9 +31,6 @@ class SeparableASPPHead(DecodeHead):
         - features: C2..C5, (N, C, h, w) float each
         - returns: (N, K, h', w') float, the size of C2
 
-    Raises:
-        ModelError: If the shortcut has no channel.
-
     Reference:
         Chen et al., "Encoder-Decoder with Atrous Separable Convolution" (DeepLabV3+), 2018, section 3.1 and
         figure 2.
@@ -57,12 +53,6 @@ class SeparableASPPHead(DecodeHead):
         align_corners: bool = False,
     ) -> None:
         super().__init__(channels=channels, num_classes=num_classes, dropout=dropout)
-        if shortcut_channels < 1:
-            raise ModelError(
-                "E-MODEL-011",
-                f"{shortcut_channels} shortcut channels; allowed 1 or more",
-                fix="48 is the default",
-            )
         self.align_corners = align_corners
         self.aspp = ASPP(feature_channels[3], channels, atrous_rates=atrous_rates, separable=True, norm=norm)
         self.shortcut = ConvNormReLU(feature_channels[0], shortcut_channels, norm=norm)
@@ -79,8 +69,6 @@ class SeparableASPPHead(DecodeHead):
     def fuse_features(self, features: Sequence[Tensor]) -> Tensor:
         """Refine ASPP's map with C2; see `DecodeHead.fuse_features`."""
         fine = self.shortcut(features[0])
-        coarse = resize_features(
-            self.aspp(features[3]), size=fine.shape[2:], align_corners=self.align_corners
-        )
+        coarse = resize_features(self.aspp(features[3]), size=fine.shape[2:], align_corners=self.align_corners)
         out: Tensor = self.refine(torch.cat([coarse, fine], dim=1))
         return out
