@@ -24,9 +24,7 @@ TITLES = {"fcn": "FCN", "pspnet": "PSPNet", "deeplabv3": "DeepLabV3", "deeplabv3
 Segmentor = Literal["fcn", "pspnet", "deeplabv3", "deeplabv3plus"]
 RecipeName = Annotated[
     str,
-    Field(
-        pattern=r"^(fcn|pspnet|deeplabv3|deeplabv3plus)_resnest\d+(-fast-\ds\dx\d+d)?-d(8|16|32)_[a-z0-9]+$"
-    ),
+    Field(pattern=r"^(fcn|pspnet|deeplabv3|deeplabv3plus)_resnest\d+(-fast-\ds\dx\d+d)?-d(8|16|32)_[a-z0-9]+$"),
 ]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -151,9 +149,7 @@ class Results(_Record):
         }
         for kind, (named, existing) in wanted.items():
             if missing := sorted(named - existing):
-                raise ValueError(
-                    f"{', '.join(missing)}: named, but there is no such {kind.removeprefix('a ')}"
-                )
+                raise ValueError(f"{', '.join(missing)}: named, but there is no such {kind.removeprefix('a ')}")
         return self
 
 
@@ -188,8 +184,7 @@ def _dataset_section(name: str, results: Results) -> str:
         f"{dataset.train_split}/{dataset.eval_split}",
     ]
     published = [
-        (row.recipe, _percent(row.mean_iou), _links(model=row.weights, log=row.log))
-        for row in results.published
+        (row.recipe, _percent(row.mean_iou), _links(model=row.weights, log=row.log)) for row in results.published
     ]
     labelled = [(row.recipe, "-", "-") for row in results.labelled]
     rows = [
@@ -365,9 +360,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit code: 1 if the page was to be checked and is not up to date.
     """
     parser = argparse.ArgumentParser(description="Write docs/model_zoo.md from zoo/results.toml.")
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; fail if the page is not up to date"
-    )
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if the page is not up to date")
     check = parser.parse_args(arguments).check
     page = render(read_results(RESULTS))
     if not check:

@@ -37,9 +37,7 @@ RUN = {
 
 @pytest.fixture
 def generator(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "generate_model_zoo", ROOT / "docs" / "generate_model_zoo.py"
-    )
+    spec = importlib.util.spec_from_file_location("generate_model_zoo", ROOT / "docs" / "generate_model_zoo.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -138,9 +136,7 @@ def test_a_run_with_an_impossible_field_is_refused(
         generator.Results.model_validate({**results, "reproduced": [{**RUN, **change}]})
 
 
-def test_rows_that_name_what_does_not_exist_are_refused(
-    generator: ModuleType, results: dict[str, Any]
-) -> None:
+def test_rows_that_name_what_does_not_exist_are_refused(generator: ModuleType, results: dict[str, Any]) -> None:
     results["labelled"][0]["number_of"] = "fcn_resnest269-d8_voc"
     with pytest.raises(ValidationError, match=r"fcn_resnest269-d8_voc: named, but there is no such row"):
         generator.Results.model_validate(results)

@@ -24,9 +24,7 @@ def _draw(num_classes: int, *, present: int) -> list[tuple[Picture, Picture]]:
     pairs = []
     for size in [(33, 65), (48, 40), (7, 9)]:
         target = generator.integers(0, present, size, np.uint8)
-        labels = np.where(
-            generator.random(size) < 0.6, target, generator.integers(0, present, size, np.uint8)
-        )
+        labels = np.where(generator.random(size) < 0.6, target, generator.integers(0, present, size, np.uint8))
         target[generator.random(size) < 0.1] = 255
         pairs.append((labels, target))
     return pairs

@@ -80,9 +80,7 @@ def test_loss_is_the_mean_over_labelled_pixels_of_each_image_by_itself(batch: tu
 
 @given(_batches(), st.floats(-50, 50))
 @settings(deadline=None, max_examples=50)
-def test_loss_does_not_change_when_all_classes_get_the_same_bonus(
-    batch: tuple[Tensor, Tensor], bonus: float
-) -> None:
+def test_loss_does_not_change_when_all_classes_get_the_same_bonus(batch: tuple[Tensor, Tensor], bonus: float) -> None:
     logits, target = batch
     loss = upsample_cross_entropy(logits, target).item()
     assert abs(upsample_cross_entropy(logits + bonus, target).item() - loss) <= 1e-9 * max(1.0, loss)
@@ -90,9 +88,7 @@ def test_loss_does_not_change_when_all_classes_get_the_same_bonus(
 
 @given(_batches(), st.floats(0, 2))
 @settings(deadline=None, max_examples=50)
-def test_total_loss_grows_linearly_with_the_auxiliary_weight(
-    batch: tuple[Tensor, Tensor], weight: float
-) -> None:
+def test_total_loss_grows_linearly_with_the_auxiliary_weight(batch: tuple[Tensor, Tensor], weight: float) -> None:
     logits, target = batch
     terms = segmentation_loss(SegLogits(logits, -logits), target, auxiliary_weight=weight)
     assert terms.auxiliary is not None

@@ -35,15 +35,11 @@ def _count(labels: Pixels, target: Pixels, num_classes: int) -> ConfusionMatrix:
 
 @given(_pictures(), st.lists(st.integers(0, 200), max_size=5))
 @settings(deadline=None)
-def test_confusion_matrices_add_up_over_any_split(
-    pictures: tuple[int, Pixels, Pixels], cuts: list[int]
-) -> None:
+def test_confusion_matrices_add_up_over_any_split(pictures: tuple[int, Pixels, Pixels], cuts: list[int]) -> None:
     num_classes, labels, target = pictures
     whole = _count(labels, target, num_classes)
     one_by_one, merged = ConfusionMatrix(num_classes), ConfusionMatrix(num_classes)
-    for some_labels, some_target in zip(
-        np.split(labels, sorted(cuts)), np.split(target, sorted(cuts)), strict=True
-    ):
+    for some_labels, some_target in zip(np.split(labels, sorted(cuts)), np.split(target, sorted(cuts)), strict=True):
         one_by_one.update(some_labels, some_target)
         merged = merged + _count(some_labels, some_target, num_classes)
     assert np.array_equal(one_by_one.counts, whole.counts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -94,8 +95,21 @@ def test_batch_that_ranks_cannot_share_is_refused():
 
 def test_collate_moves_channels_first_without_changing_a_value():
     rng = np.random.default_rng(0)
-    samples = [Sample(rng.integers(0, 256, (3, 5, 3), np.uint8), rng.integers(0, 9, (3, 5), np.uint8)) for _ in range(2)]
+    images, targets = rng.integers(0, 256, (2, 3, 5, 3), np.uint8), rng.integers(0, 9, (2, 3, 5), np.uint8)
+    samples = [Sample(image, target) for image, target in zip(images, targets, strict=True)]
     batch = collate([(7, samples[0]), (2, samples[1])])
     assert batch.image[1, 2, 1, 4] == samples[1].image[1, 4, 2]
     assert batch.image.dtype == batch.target.dtype == torch.uint8
     assert batch.sample_index.tolist() == [7, 2]
+
+
+def test_workers_start_after_opencv_has_started_its_threads():
+    previous = cv2.getNumThreads()
+    cv2.setNumThreads(4)
+    picture = np.zeros((2000, 2000, 3), np.uint8)
+    cv2.GaussianBlur(cv2.resize(picture, (3000, 3000)), (9, 9), 3)
+    try:
+        plan = BatchPlan(num_samples=8, batch_size=4, seed=0)
+        assert len(read_all(plan, start=0, stop=2, num_workers=2)) == 2
+    finally:
+        cv2.setNumThreads(previous)

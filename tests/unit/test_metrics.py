@@ -90,9 +90,7 @@ def test_labels_of_another_size_or_type_are_refused() -> None:
 
 
 @pytest.mark.parametrize(("num_classes", "ignore_index"), [(0, 255), (256, 255), (3, 2), (3, 256), (3, -1)])
-def test_class_counts_and_ignored_values_outside_a_byte_are_refused(
-    num_classes: int, ignore_index: int
-) -> None:
+def test_class_counts_and_ignored_values_outside_a_byte_are_refused(num_classes: int, ignore_index: int) -> None:
     with pytest.raises(ValueError, match="allowed"):
         ConfusionMatrix(num_classes, ignore_index=ignore_index)
 

@@ -36,9 +36,7 @@ def test_loss_with_aligned_corners_uses_the_other_grid() -> None:
     logits = torch.tensor([[[[0.0, 3.0]], [[0.0, 0.0]]]], dtype=torch.float64)
     target = torch.zeros(1, 1, 4, dtype=torch.uint8)
     expected = sum(math.log(1 + math.exp(-score)) for score in (0, 1, 2, 3)) / 4
-    assert upsample_cross_entropy(logits, target, align_corners=True).item() == pytest.approx(
-        expected, rel=1e-12
-    )
+    assert upsample_cross_entropy(logits, target, align_corners=True).item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_loss_divides_by_the_labelled_pixels_only() -> None:
@@ -90,9 +88,7 @@ def test_loss_can_ignore_another_value() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_loss_of_half_precision_logits_is_computed_in_float32(
-    dtype: torch.dtype, generator: torch.Generator
-) -> None:
+def test_loss_of_half_precision_logits_is_computed_in_float32(dtype: torch.dtype, generator: torch.Generator) -> None:
     logits = torch.randn(1, 5, 4, 4, generator=generator).to(dtype)
     target = torch.randint(0, 5, (1, 16, 16), generator=generator)
     loss = upsample_cross_entropy(logits, target)

@@ -81,9 +81,7 @@ def test_override_is_read_as_yaml():
 def test_section_can_be_switched_off_and_its_fields_on_again():
     off = resolve_recipe("fcn_resnest50-d8_voc", ["augmentation.photometric=null"])
     assert off.augmentation.photometric is None
-    again = resolve_recipe(
-        "fcn_resnest50-d8_voc", ["augmentation.photometric=null", "augmentation.photometric.hue=5"]
-    )
+    again = resolve_recipe("fcn_resnest50-d8_voc", ["augmentation.photometric=null", "augmentation.photometric.hue=5"])
     assert again.augmentation.photometric is not None
     assert again.augmentation.photometric.hue == 5
 

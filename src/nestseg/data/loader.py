@@ -68,7 +68,9 @@ class BatchPlan:
 
     def order(self, epoch: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """Return the permutation of an epoch: (num_samples,) int64."""
-        return np.random.default_rng(np.random.SeedSequence((self.seed, epoch))).permutation(self.num_samples)
+        return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(epoch,))).permutation(
+            self.num_samples
+        )
 
     def draws(self, step: int) -> list[Draw]:
         """Return the ``batch_size`` samples of a step (from 0)."""
@@ -184,6 +186,9 @@ def training_batches(
             SmallDatasetWarning,
             stacklevel=2,
         )
+    # Here and not in the workers: OpenCV's pool does not survive a fork, and a child that resizes it waits for threads
+    # that only the parent has. The pictures are small; processes, not threads, are what reads them in parallel.
+    cv2.setNumThreads(1)
     loader: DataLoader[Batch | DataError] = DataLoader(
         _AugmentedSamples(dataset, transform, plan.seed),  # type: ignore[arg-type]  # its key is a Draw
         batch_sampler=_StepDraws(plan, start, stop, rank, world_size),
@@ -191,6 +196,8 @@ def training_batches(
         num_workers=num_workers,
         worker_init_fn=_start_worker,
         pin_memory=pin_memory,
+        # the loader draws a seed for its workers, which nothing here uses; it must not move the stream of dropout
+        generator=torch.Generator(),
     )
     for batch in loader:
         if isinstance(batch, DataError):
@@ -202,4 +209,3 @@ def _start_worker(worker: int) -> None:
     # the parent decides when to stop: a signal to the whole group must not take the workers before its checkpoint
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    cv2.setNumThreads(0)

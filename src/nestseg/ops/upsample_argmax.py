@@ -48,9 +48,7 @@ def upsample_argmax(logits: Tensor, size: Size, *, align_corners: bool = False) 
     return _upsample(logits, size, align_corners=align_corners).argmax(dim=1).to(torch.uint8)
 
 
-def upsample_argmax_confidence(
-    logits: Tensor, size: Size, *, align_corners: bool = False
-) -> LabelsAndConfidence:
+def upsample_argmax_confidence(logits: Tensor, size: Size, *, align_corners: bool = False) -> LabelsAndConfidence:
     """Like `upsample_argmax`, and say how probable the chosen class is.
 
     Args:
