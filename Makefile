@@ -11,6 +11,8 @@ QUICK := tests/unit tests/contract tests/property tests/architecture tests/fault
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	# the authors' package, a reference of the parity tests; what it says it needs (nose, scipy, ...) is for training
+	$(BIN)/python -m pip install --quiet --no-deps resnest==0.0.5
 	touch $(INSTALLED)
 
 demo: $(INSTALLED)  ## train, evaluate and draw a small model on drawn streets

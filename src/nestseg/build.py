@@ -17,7 +17,7 @@ from nestseg.data.datasets import DATASETS, open_dataset
 from nestseg.data.transforms import TrainTransform
 from nestseg.inference.predictor import Predictor
 from nestseg.models.segmenter import Segmenter, create_model
-from nestseg.optim import build_sgd
+from nestseg.optim import build_adamw, build_sgd
 from nestseg.recipe import PhotometricSection, Recipe
 from nestseg.version import __version__
 from nestseg.weights.files import Architecture, ModelMetadata, read_model_file
@@ -96,16 +96,30 @@ def build_transform(recipe: Recipe) -> TrainTransform:
     )
 
 
-def build_optimizer(recipe: Recipe, model: Segmenter) -> torch.optim.SGD:
-    """Return the optimizer of a recipe for a model's trainable parameters."""
+def build_optimizer(recipe: Recipe, model: Segmenter) -> torch.optim.Optimizer:
+    """Return the optimizer of a recipe for a model's trainable parameters.
+
+    Raises:
+        ModelError: If every parameter is frozen.
+    """
+    wanted = recipe.optimizer
+    if wanted.name == "adamw":
+        return build_adamw(
+            model,
+            lr=wanted.lr,
+            beta1=wanted.momentum,
+            weight_decay=wanted.weight_decay,
+            head_lr_multiplier=wanted.head_lr_multiplier,
+            decay_norm_and_bias=wanted.decay_norm_and_bias,
+        )
     return build_sgd(
         model,
-        lr=recipe.optimizer.lr,
-        momentum=recipe.optimizer.momentum,
-        weight_decay=recipe.optimizer.weight_decay,
-        nesterov=recipe.optimizer.nesterov,
-        head_lr_multiplier=recipe.optimizer.head_lr_multiplier,
-        decay_norm_and_bias=recipe.optimizer.decay_norm_and_bias,
+        lr=wanted.lr,
+        momentum=wanted.momentum,
+        weight_decay=wanted.weight_decay,
+        nesterov=wanted.nesterov,
+        head_lr_multiplier=wanted.head_lr_multiplier,
+        decay_norm_and_bias=wanted.decay_norm_and_bias,
     )
 
 

@@ -91,7 +91,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         130 interrupted.
     """
     parser = build_parser()
-    arguments = parser.parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    # torchrun takes our --run for a short form of its own --run-path, unless "--" stands before our words; it hands
+    # that "--" on to us
+    arguments = parser.parse_args(words[1:] if words[:1] == ["--"] else words)
     if arguments.verb is None:
         parser.print_help()
         return 0

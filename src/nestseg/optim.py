@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 
 from nestseg.core.errors import ModelError, RecipeError
 
@@ -79,16 +81,14 @@ def build_sgd(
         momentum: Momentum factor.
         weight_decay: L2 penalty.
         nesterov: Whether to use Nesterov's momentum.
-        head_lr_multiplier: Learning rate of everything outside ``model.backbone``, as a multiple of ``lr``.
-        decay_norm_and_bias: Whether weight decay also acts on normalisation weights and on biases, which are
-            the parameters with at most one dimension.
+        head_lr_multiplier: See `group_parameters`.
+        decay_norm_and_bias: See `group_parameters`.
 
     Returns:
         The optimiser, its parameters in the model's order within each group.
 
     Raises:
-        ModelError: If there is nothing to train, or heads are to be trained at another rate than a backbone
-            that the model does not have.
+        ModelError: See `group_parameters`.
 
     Reference:
         Chen et al., "DeepLab", TPAMI 2018, section 4.1 (higher rate for the classifier); He et al., "Bag of
@@ -102,6 +102,78 @@ def build_sgd(
         >>> optimizer = build_sgd(model, lr=0.01, momentum=0.9, weight_decay=5e-4, decay_norm_and_bias=False)
         >>> [(len(group["params"]), group["weight_decay"]) for group in optimizer.param_groups]
         [(1, 0.0005), (3, 0.0)]
+    """
+    groups = group_parameters(
+        model,
+        lr=lr,
+        weight_decay=weight_decay,
+        head_lr_multiplier=head_lr_multiplier,
+        decay_norm_and_bias=decay_norm_and_bias,
+    )
+    return SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov)
+
+
+def build_adamw(
+    model: nn.Module,
+    *,
+    lr: float,
+    beta1: float,
+    weight_decay: float,
+    head_lr_multiplier: float = 1.0,
+    decay_norm_and_bias: bool = True,
+) -> AdamW:
+    """Build Adam with decoupled weight decay over the parameters that are to be trained.
+
+    Args:
+        model: The network; parameters with ``requires_grad`` False are left out.
+        lr: Learning rate of the backbone.
+        beta1: Decay of the running mean of gradients; that of their squares is 0.999.
+        weight_decay: Decoupled decay, multiplied by the learning rate.
+        head_lr_multiplier: See `group_parameters`.
+        decay_norm_and_bias: See `group_parameters`.
+
+    Returns:
+        The optimiser, its parameters in the model's order within each group.
+
+    Raises:
+        ModelError: See `group_parameters`.
+
+    Reference:
+        Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019, algorithm 2.
+
+    Deviations:
+        As in torch, the decay is multiplied by the learning rate, which the paper keeps apart.
+
+    Example:
+        >>> build_adamw(nn.Conv2d(3, 8, 3), lr=0.001, beta1=0.9, weight_decay=0.01).defaults["betas"]
+        (0.9, 0.999)
+    """
+    groups = group_parameters(
+        model,
+        lr=lr,
+        weight_decay=weight_decay,
+        head_lr_multiplier=head_lr_multiplier,
+        decay_norm_and_bias=decay_norm_and_bias,
+    )
+    return AdamW(groups, lr=lr, betas=(beta1, 0.999))
+
+
+def group_parameters(
+    model: nn.Module, *, lr: float, weight_decay: float, head_lr_multiplier: float, decay_norm_and_bias: bool
+) -> list[dict[str, Any]]:
+    """Split the trainable parameters into as few groups as the options need, in torch's own form.
+
+    Args:
+        model: The network; parameters with ``requires_grad`` False are left out.
+        lr: Learning rate of the backbone.
+        weight_decay: Decay of the parameters that have one.
+        head_lr_multiplier: Learning rate of everything outside ``model.backbone``, as a multiple of ``lr``.
+        decay_norm_and_bias: Whether weight decay also acts on normalisation weights and on biases, which are
+            the parameters with at most one dimension.
+
+    Raises:
+        ModelError: If there is nothing to train, or heads are to be trained at another rate than a backbone
+            that the model does not have.
     """
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not parameters:
@@ -118,15 +190,10 @@ def build_sgd(
         multiplier = 1.0 if name.startswith("backbone.") else head_lr_multiplier
         decay = weight_decay if decay_norm_and_bias or parameter.ndim > 1 else 0.0
         groups.setdefault((multiplier, decay), []).append(parameter)
-    return SGD(
-        [
-            {"params": members, "lr": lr * multiplier, "weight_decay": decay, "lr_multiplier": multiplier}
-            for (multiplier, decay), members in groups.items()
-        ],
-        lr=lr,
-        momentum=momentum,
-        nesterov=nesterov,
-    )
+    return [
+        {"params": members, "lr": lr * multiplier, "weight_decay": decay, "lr_multiplier": multiplier}
+        for (multiplier, decay), members in groups.items()
+    ]
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:

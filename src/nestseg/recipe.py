@@ -138,18 +138,18 @@ class AugmentationSection(Section):
 
 
 class OptimizerSection(Section):
-    """Stochastic gradient descent."""
+    """How gradients become steps."""
 
-    name: Literal["sgd"] = "sgd"
-    """The optimiser."""
+    name: Literal["sgd", "adamw"] = "sgd"
+    """The optimiser; sgd is the published one."""
     lr: Annotated[float, Field(gt=0)] = 0.01
     """Learning rate at step 0."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Momentum."""
+    """Momentum of sgd, beta1 of adamw."""
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
-    """L2 penalty added to the gradient."""
+    """L2 penalty added to the gradient by sgd, decoupled decay of adamw."""
     nesterov: bool = False
-    """Nesterov momentum."""
+    """Nesterov momentum; sgd only."""
     head_lr_multiplier: Annotated[float, Field(gt=0)] = 1.0
     """Factor on the lr of the decode and auxiliary heads."""
     decay_norm_and_bias: bool = True
@@ -241,8 +241,8 @@ class Recipe(Section):
             raise ValueError(
                 f"schedule.min_lr {self.schedule.min_lr} is above optimizer.lr {self.optimizer.lr}; lower it"
             )
-        if self.optimizer.nesterov and self.optimizer.momentum == 0:
-            raise ValueError("optimizer.nesterov needs optimizer.momentum above 0")
+        if self.optimizer.nesterov and (self.optimizer.name != "sgd" or self.optimizer.momentum == 0):
+            raise ValueError("optimizer.nesterov needs optimizer.name sgd and optimizer.momentum above 0")
         return self
 
     def to_yaml(self) -> str:

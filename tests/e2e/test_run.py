@@ -62,7 +62,8 @@ def fingerprint(run: Path) -> str:
     checkpoint = max((run / "checkpoints").iterdir())
     values = torch.load(checkpoint / "state.pt", weights_only=True)
     for entry in values["optimizer"]["state"].values():
-        digest.update(entry["momentum_buffer"].numpy().tobytes())
+        for value in entry.values():
+            digest.update(torch.as_tensor(value).numpy().tobytes())
     digest.update(values["generators"][0]["cpu"].numpy().tobytes())
     return digest.hexdigest()
 

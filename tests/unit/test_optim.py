@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from nestseg.core.errors import ModelError, RecipeError
-from nestseg.optim import build_sgd, poly_lr, set_lr
+from nestseg.optim import build_adamw, build_sgd, poly_lr, set_lr
 
 
 class _Network(nn.Module):
@@ -146,3 +146,13 @@ def test_one_step_is_the_textbook_update() -> None:
         optimizer.step()
     # v1 = 1 + 0.5 * 2 = 2, w1 = 1.8; v2 = 0.9 * 2 + 1 + 0.5 * 1.8 = 3.7, w2 = 1.43
     assert model.weight.item() == pytest.approx(1.43)
+
+
+def test_adamw_takes_the_step_of_its_paper():
+    weight = nn.Linear(1, 1, bias=False).double()
+    nn.init.constant_(weight.weight, 2.0)
+    optimizer = build_adamw(weight, lr=0.1, beta1=0.9, weight_decay=0.5)
+    weight.weight.grad = torch.full((1, 1), 3.0, dtype=torch.float64)
+    optimizer.step()
+    # the first bias-corrected step is lr * g / |g|; the decay takes lr * decay of the weight beforehand
+    assert weight.weight.item() == pytest.approx(2.0 * (1 - 0.1 * 0.5) - 0.1, abs=1e-7)

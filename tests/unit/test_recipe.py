@@ -108,6 +108,11 @@ def test_wrong_override_names_field_and_allowed_type(override, parts):
         assert part in str(raised.value)
 
 
+def test_option_that_the_optimizer_does_not_have_is_an_error():
+    with pytest.raises(RecipeError, match="nesterov needs"):
+        resolve_recipe("fcn_resnest50-d8_voc", ["optimizer.name=adamw", "optimizer.nesterov=true"])
+
+
 def test_batch_size_without_lr_warns_with_the_scaled_value():
     with pytest.warns(RecipeWarning, match=r"--set optimizer\.lr=0\.0025"):
         resolve_recipe("fcn_resnest50-d8_voc", ["data.batch_size=4"])

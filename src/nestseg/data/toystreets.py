@@ -685,7 +685,7 @@ def _plan_things(scene: _Scene) -> list[_Plan]:
                 things.append(_plan_car(scene, kerb - side * 1.05, z=z, oncoming=side < 0))
             z += rng.uniform(5.6, 10.0)
         z = rng.uniform(5.0, 9.0)
-        while z < 25.0:  # poles and trees take turns along the kerb
+        while z < 20.0:  # poles and trees take turns along the kerb
             x, what = kerb + side * rng.uniform(0.4, 0.65), rng.random()
             if what < 0.62:
                 things.append(_plan_pole(scene, (x, _KERB, z), side=side))
@@ -695,13 +695,13 @@ def _plan_things(scene: _Scene) -> list[_Plan]:
                     _ring(x + 2.4 * street.slant[0], z + 4.0 + 2.4 * street.slant[1], 1.4),
                     painter.mood.shadow,
                 )
-            z += rng.uniform(4.5, 8.0)
-        for _ in range(int(rng.integers(1, 5))):
+            z += rng.uniform(4.0, 6.5)
+        for _ in range(int(rng.integers(2, 5))):
             x = rng.uniform(min(kerb, wall) + 0.5, max(kerb, wall) - 0.5)
-            things.append(_plan_person(scene, (x, _KERB, rng.uniform(4.5, 11.0))))
+            things.append(_plan_person(scene, (x, _KERB, rng.uniform(4.0, 7.5))))
     left, right = street.kerbs
     for _ in range(int(rng.integers(0, 3))):
-        things.append(_plan_person(scene, (rng.uniform(left + 0.5, right - 0.5), 0.0, rng.uniform(5.5, 11.0))))
+        things.append(_plan_person(scene, (rng.uniform(left + 0.5, right - 0.5), 0.0, rng.uniform(4.5, 8.0))))
     lane = (right - left) / 4
     if rng.random() < 0.55:
         things.append(_plan_car(scene, right - lane - 0.7, z=rng.uniform(9, 30), oncoming=False))
@@ -719,7 +719,7 @@ def _plan_person(scene: _Scene, foot: _Corner) -> _Plan:
     coat, trousers, bag = (_pick(rng, _CLOTHES) for _ in range(3))
     skin, hair, shoes = (_pick(rng, colours, spread=6) for colours in (_SKINS, _HAIRS, _SHOES))
     dress, long_hair, pack, hat, parasol = (rng.random(5) < (0.25, 0.4, 0.22, 0.18, 0.08)).tolist()
-    stride, swing, top, wide = rng.uniform((-0.17, 0.04, -0.02, 0.15), (0.17, 0.16, 0.02, 0.185)).tolist()
+    stride, swing, top, wide = rng.uniform((-0.17, 0.04, -0.02, 0.19), (0.17, 0.16, 0.02, 0.23)).tolist()
     ahead, sun_side = 1 if rng.random() < 0.5 else -1, street.sun_side
     scene.cast(x, z, width=0.36, height=height)
     painter.shadow(_ring(x, z, 0.3), 0.45)
@@ -768,7 +768,7 @@ def _plan_pole(scene: _Scene, foot: _Corner, *, side: int) -> _Plan:
     x, _, z = foot
     kind = ("lamp", "sign", "lights", "wires")[_choose(rng, (0.38, 0.32, 0.18, 0.12))]
     height = {"lamp": rng.uniform(4.6, 6.2), "sign": rng.uniform(2.5, 2.9), "lights": 3.0, "wires": 6.5}[kind]
-    width = max(rng.uniform(0.22, 0.32), 0.028 * z)  # never too thin to be seen
+    width = max(rng.uniform(0.34, 0.44), 0.05 * z)  # never too thin to be seen
     metal, colour, shape = _pick(rng, _METALS), _pick(rng, _SIGNS, spread=6), int(rng.integers(4))
     scene.cast(x, z, width=width, height=height)
     if kind == "lamp":
