@@ -60,6 +60,8 @@ def build_model(recipe: Recipe) -> Segmenter:
         ModelError: If the recipe asks for a network that cannot be.
     """
     model = create_model(**dict(describe_architecture(recipe)))
+    if recipe.backbone.zero_init_residual:
+        model.backbone.zero_residuals()
     if recipe.backbone.pretrained != "none":
         load_official_backbone(model.backbone, Path(recipe.backbone.pretrained))
     return model

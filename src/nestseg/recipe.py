@@ -42,6 +42,8 @@ class BackboneSection(Section):
     """A key of `nestseg.models.resnest.BACKBONES`, such as resnest101 or resnest50-fast-2s1x64d."""
     pretrained: str = "none"
     """``none``, or the path of a state dict in the authors' or timm's key layout."""
+    zero_init_residual: bool = False
+    """Start every block as its shortcut; for training from random weights."""
     dilation_variant: DilationVariant = "plain"
     """Which of the three networks that share these weights is meant at output stride 8 and 16."""
     norm: NormName = "batch"
@@ -243,6 +245,8 @@ class Recipe(Section):
             )
         if self.optimizer.nesterov and (self.optimizer.name != "sgd" or self.optimizer.momentum == 0):
             raise ValueError("optimizer.nesterov needs optimizer.name sgd and optimizer.momentum above 0")
+        if self.backbone.zero_init_residual and self.backbone.pretrained != "none":
+            raise ValueError("backbone.zero_init_residual would undo backbone.pretrained; set one of them")
         return self
 
     def to_yaml(self) -> str:

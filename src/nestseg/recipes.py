@@ -94,7 +94,28 @@ _DATASET_SECTIONS: Mapping[str, Mapping[str, Any]] = {
 }
 
 _SPECIAL: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "demo": ("deeplabv3plus_resnest14-d16_toystreets", {}),
+    "demo": (
+        "deeplabv3plus_resnest14-d32_toystreets",
+        {
+            "backbone.zero_init_residual": True,
+            "head.channels": 96,
+            "auxiliary_head.enabled": False,
+            "data.batch_size": 4,
+            "data.crop_size": (128, 256),
+            "data.num_workers": 1,
+            "augmentation.scale_range": (1.0, 1.0),
+            "augmentation.max_class_share": 1.0,
+            "augmentation.photometric": None,
+            "optimizer.name": "adamw",
+            "optimizer.lr": 0.003,
+            "optimizer.weight_decay": 0.01,
+            "schedule.min_lr": 0.0,
+            "schedule.warmup_steps": 30,
+            "schedule.max_steps": 380,
+            "evaluation.every_steps": 190,
+            "log.every_steps": 10,
+        },
+    ),
 }
 """Names that stand for another recipe with changes, as dotted fields."""
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim
 
+from nestseg.core.errors import ModelError
 from nestseg.models.heads import HEADS
 from nestseg.models.resnest import BACKBONES, ResNeSt
 from nestseg.models.segmenter import Segmenter, create_model
@@ -219,3 +220,13 @@ def test_one_export_serves_sizes_odd_and_even_at_other_strides(stride, variant):
     ).module()
     image = draw_image(1, 130, 71)
     torch.testing.assert_close(program(image).main, model(image).main, rtol=1e-4, atol=1e-5)
+
+
+def test_zero_residuals_start_every_block_as_its_shortcut():
+    model = ResNeSt(BACKBONES["resnest14"], output_stride=32)
+    model.zero_residuals()
+    x = torch.rand(3, 64, 8, 8)
+    block = model.layer1[0]
+    assert torch.equal(block(x), F.relu(block.downsample(x)))
+    with pytest.raises(ModelError, match=r"E-MODEL-006"):
+        ResNeSt(BACKBONES["resnest14"], norm="frozen_batch").zero_residuals()

@@ -288,6 +288,26 @@ class ResNeSt(nn.Module):
             part.eval()
         return self
 
+    @torch.no_grad()
+    def zero_residuals(self) -> None:
+        """Set the last norm's weight of every block to zero, so that each block starts as its shortcut.
+
+        For training from random weights: the first steps then train a much shallower network.
+
+        Raises:
+            ModelError: If the norms are frozen, since the blocks would stay shortcuts.
+
+        Reference:
+            Goyal et al., "Accurate, Large Minibatch SGD", 2017, section 5.1.
+        """
+        for block in self.modules():
+            if isinstance(block, Bottleneck):
+                if not isinstance(block.bn3.weight, nn.Parameter):
+                    raise ModelError(
+                        "E-MODEL-006", "zero residuals with frozen norms", fix="backbone.norm=batch or group"
+                    )
+                block.bn3.weight.zero_()
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Run stem and stages, keep what every stage gives."""
         x = F.relu_(self.bn1(self.conv1(x)))
