@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 
 from nestseg.core.errors import RunError
-from nestseg.core.taxonomy import Taxonomy
 from nestseg.data.dataset import SegmentationDataset
 from nestseg.data.datasets import DATASETS, open_dataset
 from nestseg.data.transforms import TrainTransform
@@ -20,7 +19,7 @@ from nestseg.models.segmenter import Segmenter, create_model
 from nestseg.optim import build_adamw, build_sgd
 from nestseg.recipe import PhotometricSection, Recipe
 from nestseg.version import __version__
-from nestseg.weights.files import Architecture, ModelMetadata, read_model_file
+from nestseg.weights.files import Architecture, ModelMetadata, load_strictly, read_model_file
 from nestseg.weights.official import load_official_backbone
 
 MODEL_FILE = "model.safetensors"
@@ -52,8 +51,12 @@ def describe_architecture(recipe: Recipe) -> Architecture:
     )
 
 
-def build_model(recipe: Recipe) -> Segmenter:
+def build_model(recipe: Recipe, *, pretrained: bool = True) -> Segmenter:
     """Build a recipe's network: pretrained backbone where the recipe names one, the rest drawn from torch's generator.
+
+    Args:
+        recipe: What to build.
+        pretrained: Whether to read ``backbone.pretrained``; a network that is loaded afterwards does not need it.
 
     Raises:
         WeightsError: If ``backbone.pretrained`` cannot be read or does not fit.
@@ -62,7 +65,7 @@ def build_model(recipe: Recipe) -> Segmenter:
     model = create_model(**dict(describe_architecture(recipe)))
     if recipe.backbone.zero_init_residual:
         model.backbone.zero_residuals()
-    if recipe.backbone.pretrained != "none":
+    if pretrained and recipe.backbone.pretrained != "none":
         load_official_backbone(model.backbone, Path(recipe.backbone.pretrained))
     return model
 
@@ -145,11 +148,16 @@ def versions() -> dict[str, str]:
     return {"nestseg": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
-def build_predictor(model: Segmenter, taxonomy: Taxonomy, *, base_size: tuple[int, int] | None) -> Predictor:
-    """Wrap a model, on whatever device it is; it is put into evaluation mode."""
+def build_predictor(model: Segmenter, metadata: ModelMetadata) -> Predictor:
+    """Wrap a model and what it means, on whatever device it is; it is put into evaluation mode."""
     model.eval()
-    device = next(model.parameters()).device
-    return Predictor(lambda image: model(image).main, taxonomy, base_size=base_size, device=device)
+    return Predictor(
+        lambda image: model(image).main,
+        metadata.taxonomy,
+        base_size=metadata.base_size,
+        align_corners=metadata.architecture.align_corners,
+        device=next(model.parameters()).device,
+    )
 
 
 def load_model(path: str | Path, *, device: str = "cpu") -> Segmenter:
@@ -177,15 +185,15 @@ def load_predictor(path: str | Path, *, device: str = "auto") -> Predictor:
         RunError: If the folder holds no model.
         WeightsError: If the file cannot be read.
     """
-    model, metadata = open_model(path, device=device)
-    return build_predictor(model, metadata.taxonomy, base_size=metadata.base_size)
+    return build_predictor(*open_model(path, device=device))
 
 
 def open_model(path: str | Path, *, device: str) -> tuple[Segmenter, ModelMetadata]:
     """Load a trained network and what it means; arguments and errors as `load_model`."""
-    state, metadata = read_model_file(find_model_file(Path(path)))
+    file = find_model_file(Path(path))
+    state, metadata = read_model_file(file)
     model = create_model(**dict(metadata.architecture))
-    model.load_state_dict(state)
+    load_strictly(model, state, path=file, fix="write the file again, or use the version of nestseg that wrote it")
     return model.to(choose_device(device)).eval(), metadata
 
 
@@ -203,7 +211,8 @@ def find_model_file(path: Path) -> Path:
     if not file.is_file():
         checkpoints = sorted(path.glob(f"checkpoints/step-*/{MODEL_FILE}"))
         fix = (
-            f"finish the run with: nestseg train {path}/recipe.yaml --resume, or use {checkpoints[-1]}"
+            f"finish the run with: nestseg train {path}/recipe.yaml --data ROOT --run {path} --resume, "
+            f"or use {checkpoints[-1]}"
             if checkpoints
             else "pass the folder that nestseg train --run wrote, or a model file"
         )
@@ -215,12 +224,12 @@ def choose_device(name: str) -> torch.device:
     """Turn ``auto``, ``cpu``, ``cuda`` or ``mps`` into a device.
 
     Raises:
-        RunError: If that device is not there.
+        RunError: If there is no such device, or not here.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(kind for kind, there in available.items() if there))
-    if not available[name]:
+    if not available.get(name):
         there = ", ".join(kind for kind, is_there in available.items() if is_there)
         raise RunError("E-RUN-003", f"device {name} is not available here", fix=f"choose from: auto, {there}")
     return torch.device(name)

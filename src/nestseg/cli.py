@@ -116,6 +116,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # the reader of our output left; point stdout elsewhere so that the interpreter's last flush is silent
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if debug:
+            raise
+        where = f" | {error.filename}" if error.filename else ""
+        fix = "check the path, its permissions and the free space of the disk; --debug shows where it happened"
+        sys.stderr.write(f"error: E-SYSTEM-001{where} | {error.strerror or error} | fix: {fix}\n")
+        return 1
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:

@@ -68,7 +68,7 @@ class HeadSection(Section):
     pool_scales: tuple[Positive, ...] | None = None
     """PSPNet only: sides of the pooled grids; null means 1, 2, 3, 6."""
     atrous_rates: tuple[Positive, Positive, Positive] | None = None
-    """DeepLabV3 and V3+ only; null means 12, 24, 36 at output stride 8 and 6, 12, 18 at 16."""
+    """DeepLabV3 and V3+ only; null means 12, 24, 36 at output stride 8, 6, 12, 18 at 16 and 3, 6, 9 at 32."""
     shortcut_channels: Positive | None = None
     """DeepLabV3+ only: width of the C2 shortcut; null means 48."""
 
@@ -168,7 +168,7 @@ class ScheduleSection(Section):
     min_lr: Annotated[float, Field(ge=0)] = 1e-4
     """Learning rate at the end."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-    """Steps of linear warm-up."""
+    """Steps of linear warm-up; an override of max_steps alone shortens them along with the run."""
     epochs: Positive
     """Passes over the training split, each without its last partial batch; read when max_steps is null."""
     max_steps: Positive | None = None
@@ -242,6 +242,17 @@ class Recipe(Section):
         if self.schedule.min_lr > self.optimizer.lr:
             raise ValueError(
                 f"schedule.min_lr {self.schedule.min_lr} is above optimizer.lr {self.optimizer.lr}; lower it"
+            )
+        if self.schedule.max_steps is not None and self.schedule.warmup_steps > self.schedule.max_steps:
+            raise ValueError(
+                f"schedule.warmup_steps {self.schedule.warmup_steps} is above schedule.max_steps "
+                f"{self.schedule.max_steps}; lower it"
+            )
+        unused = AuxiliaryHeadSection(enabled=False)
+        if not self.auxiliary_head.enabled and self.auxiliary_head != unused:
+            raise ValueError(
+                "auxiliary_head.channels and auxiliary_head.loss_weight are set, but auxiliary_head.enabled is false; "
+                f"leave them at {unused.channels} and {unused.loss_weight}, or enable it"
             )
         if self.optimizer.nesterov and (self.optimizer.name != "sgd" or self.optimizer.momentum == 0):
             raise ValueError("optimizer.nesterov needs optimizer.name sgd and optimizer.momentum above 0")

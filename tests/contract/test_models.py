@@ -228,5 +228,5 @@ def test_zero_residuals_start_every_block_as_its_shortcut():
     x = torch.rand(3, 64, 8, 8)
     block = model.layer1[0]
     assert torch.equal(block(x), F.relu(block.downsample(x)))
-    with pytest.raises(ModelError, match=r"E-MODEL-006"):
+    with pytest.raises(ModelError, match=r"E-MODEL-020"):
         ResNeSt(BACKBONES["resnest14"], norm="frozen_batch").zero_residuals()

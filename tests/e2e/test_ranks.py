@@ -10,11 +10,13 @@ from pathlib import Path
 
 import torch
 
+from nestseg.engine.evaluate import evaluate_model
 from nestseg.weights.files import read_model_file
 
 SETTINGS = (
     # what depends on how a batch is split is switched off, so that only the split itself is tested
     "backbone.norm=frozen_batch",
+    "backbone.zero_init_residual=false",
     "head.norm=frozen_batch",
     "head.dropout=0",
     "head.channels=16",
@@ -29,8 +31,20 @@ SETTINGS = (
 )
 
 
-def train(run: Path, launcher: list[str]) -> None:
-    options = [word for setting in SETTINGS for word in ("--set", setting)]
+TORCHRUN = [
+    sys.executable,
+    "-m",
+    "torch.distributed.run",
+    "--standalone",
+    "--nproc-per-node=2",
+    "-m",
+    "nestseg",
+    "--",
+]
+
+
+def train(run: Path, launcher: list[str], *changes: str) -> None:
+    options = [word for setting in (*SETTINGS, *changes) for word in ("--set", setting)]
     command = [*launcher, "train", "demo", "--run", str(run), "--max-steps", "4", "--device", "cpu"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     result = subprocess.run([*command, *options], capture_output=True, text=True, env=environment, check=False)
@@ -39,17 +53,7 @@ def train(run: Path, launcher: list[str]) -> None:
 
 def test_two_ranks_end_where_one_does(tmp_path):
     train(tmp_path / "one", [sys.executable, "-m", "nestseg"])
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        "-m",
-        "nestseg",
-        "--",
-    ]
-    train(tmp_path / "two", torchrun)
+    train(tmp_path / "two", TORCHRUN)
     one, _ = read_model_file(tmp_path / "one" / "model.safetensors")
     two, _ = read_model_file(tmp_path / "two" / "model.safetensors")
     assert one.keys() == two.keys()
@@ -63,3 +67,12 @@ def test_two_ranks_end_where_one_does(tmp_path):
     assert scores[0]["num_images"] == scores[1]["num_images"] == 3
     pixels = [sum(map(sum, score["confusion_matrix"])) for score in scores]
     assert pixels[0] == pixels[1] == 3 * 128 * 256
+
+
+def test_ranks_score_the_model_that_is_saved(tmp_path):
+    # on the processor each rank has batch statistics of its own, and those of the first are saved
+    norms = ("backbone.norm=batch", "head.norm=batch", "data.batch_size=6", "evaluation.max_images=null")
+    train(tmp_path, TORCHRUN, *norms)
+    during = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
+    result = evaluate_model(tmp_path, None, out=tmp_path / "again", device="cpu")
+    assert during["confusion_matrix"] == result.confusion.counts[:, :-1].tolist()

@@ -13,7 +13,7 @@ from PIL import Image
 
 import nestseg
 from nestseg.cli import main
-from nestseg.core.errors import RunError
+from nestseg.core.errors import NestsegError, RunError
 from nestseg.engine.train import train
 from nestseg.recipe import Recipe
 from nestseg.recipes import resolve_recipe
@@ -204,6 +204,22 @@ def test_taken_folder_and_other_recipe_are_refused(finished_run, tmp_path):
         train(recipe, None, run=tmp_path / "empty", device="cpu", resume=True)
 
 
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ("data.batch_size=1", "E-MODEL-015"),
+        ("augmentation.photometric={contrast: [1.5, 0.5]}", "E-RECIPE-061"),
+        ("backbone.pretrained=absent.pth", "E-WEIGHTS-001"),
+        ("data.eval_split=tesst", "E-DATA-021"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_the_folder_is_claimed(tmp_path, change, code):
+    changes = [*TINY, "schedule.max_steps=2", "backbone.zero_init_residual=false", change]
+    with pytest.raises(NestsegError, match=code):
+        train(resolve_recipe("demo", changes), None, run=tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
 def test_loss_that_is_not_finite_stops_before_a_checkpoint(tmp_path):
     recipe = resolve_recipe("demo", [*TINY, "optimizer.lr=1e9", "schedule.max_steps=6"])
     with pytest.raises(RunError, match=r"E-RUN-020 .* fix: lower optimizer\.lr"):
@@ -218,5 +234,6 @@ def test_pretrained_backbone_is_where_training_starts(tmp_path):
     torch.manual_seed(5)
     source = ResNeSt(BACKBONES["resnest14"]).state_dict()
     torch.save(source, tmp_path / "official.pth")
-    model = build_model(resolve_recipe("demo", [f"backbone.pretrained={tmp_path}/official.pth"]))
+    changes = [f"backbone.pretrained={tmp_path}/official.pth", "backbone.zero_init_residual=false"]
+    model = build_model(resolve_recipe("demo", changes))
     assert all(torch.equal(value, source[name]) for name, value in model.backbone.state_dict().items())

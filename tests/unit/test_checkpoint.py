@@ -43,6 +43,16 @@ def test_rotation_keeps_the_newest_and_leaves_no_temporary(tmp_path):
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000003", "step-00000004"]
 
 
+def test_damaged_newer_ones_do_not_push_good_ones_out(tmp_path):
+    for step in (1, 3):
+        save(tmp_path, step)
+    (checkpoint_folder(tmp_path, 3) / STATE_FILE).write_bytes(b"junk")
+    save(tmp_path, 2, keep=1)
+    with pytest.warns(BadCheckpointWarning, match="step-00000003"):
+        assert load_latest(tmp_path).step == 2
+    assert not checkpoint_folder(tmp_path, 1).exists()
+
+
 @pytest.mark.parametrize("name", [MODEL_FILE, STATE_FILE, META_FILE])
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "gone"])
 def test_damaged_newest_is_named_and_the_older_one_used(tmp_path, name, damage):
@@ -85,7 +95,7 @@ def test_failing_disk_leaves_older_checkpoints_alone(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("nestseg.engine.checkpoint.torch.save", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(RunError, match=r"E-RUN-012 .*No space left.* fix: free space"):
         save(tmp_path, 2, keep=1)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
     assert load_latest(tmp_path).step == 1

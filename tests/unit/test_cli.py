@@ -78,6 +78,17 @@ def test_debug_shows_the_traceback(tmp_path):
         main(["--debug", "evaluate", str(tmp_path / "absent")])
 
 
+def test_errors_of_the_system_are_one_line_too(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    arguments = ["train", "demo", "--run", str(tmp_path / "file" / "run"), "--device", "cpu"]
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith(f"error: E-SYSTEM-001 | {tmp_path}/file/run | Not a directory | fix: ")
+    with pytest.raises(NotADirectoryError):
+        main([*arguments, "--debug"])
+
+
 def test_closed_pipe_is_silent():
     command = f"{sys.executable} -m nestseg recipes show demo | head -1"
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)

@@ -23,6 +23,9 @@ class Numbered:
     def __len__(self) -> int:
         return self.size
 
+    def name(self, index: int) -> str:
+        return f"sample {index}"
+
     def read(self, index: int) -> Sample:
         if index == self.bad:
             raise DataError("E-DATA-012", "damaged picture", fix="fetch the file again", path=f"{index}.png")
@@ -85,6 +88,17 @@ def test_bad_file_arrives_as_the_error_that_names_it(num_workers):
     with pytest.raises(DataError, match=r"2\.png \| damaged picture") as raised:
         list(training_batches(Numbered(4, bad=2), add_noise, plan=plan, start=0, stop=1, num_workers=num_workers))
     assert raised.value.code == "E-DATA-012"
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_error_of_the_augmentation_names_the_sample(num_workers):
+    def refuse(sample: Sample, rng: np.random.Generator) -> Sample:
+        raise DataError("E-DATA-060", "too long", fix="cut it")
+
+    plan = BatchPlan(num_samples=4, batch_size=1, seed=0)
+    name = f"sample {plan.draws(0)[0].sample_index}"
+    with pytest.raises(DataError, match=rf"E-DATA-060 \| {name} \| too long"):
+        list(training_batches(Numbered(4), refuse, plan=plan, start=0, stop=1, num_workers=num_workers))
 
 
 def test_batch_that_ranks_cannot_share_is_refused():

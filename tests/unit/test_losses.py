@@ -39,6 +39,15 @@ def test_auxiliary_weight_and_ignored_value_are_passed_on() -> None:
     assert [term.item() for term in nothing if term is not None] == [0, 0, 0]
 
 
+def test_both_losses_upsample_by_the_rule_that_is_asked_for(target: torch.Tensor) -> None:
+    logits = SegLogits(torch.randn(2, 3, 4, 4), torch.randn(2, 3, 2, 2))
+    terms = segmentation_loss(logits, target, align_corners=True)
+    assert terms.auxiliary is not None
+    assert torch.equal(terms.main, upsample_cross_entropy(logits.main, target, align_corners=True))
+    auxiliary = upsample_cross_entropy(torch.Tensor(logits.auxiliary), target, align_corners=True)
+    assert torch.equal(terms.auxiliary, auxiliary)
+
+
 def test_gradient_reaches_both_heads_in_their_proportion(target: torch.Tensor) -> None:
     scores = torch.randn(2, 3, 4, 4)
     main, auxiliary = scores.clone().requires_grad_(), scores.clone().requires_grad_()

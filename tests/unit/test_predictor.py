@@ -10,7 +10,8 @@ from PIL import Image
 from nestseg.core.errors import DataError
 from nestseg.core.image_io import read_image, read_labels
 from nestseg.core.taxonomy import Taxonomy
-from nestseg.inference.predictor import Prediction, Predictor
+from nestseg.engine.predict import predict_files
+from nestseg.inference.predictor import Prediction, Predictor, open_image
 
 TAXONOMY = Taxonomy(name="toy", classes=("dark", "red", "green"), palette=((0, 0, 0), (255, 0, 0), (0, 200, 0)))
 
@@ -53,6 +54,37 @@ def test_path_pil_and_array_give_the_same(tmp_path):
     expected = predictor.predict(image).labels
     for source in (tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(image)):
         assert np.array_equal(predictor.predict(source).labels, expected)
+
+
+def test_pil_image_follows_the_rules_of_a_file(tmp_path):
+    deep = np.array([[0, 255, 256, 65535]], np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    expected = [[[level] * 3 for level in (0, 0, 1, 255)]]
+    with Image.open(tmp_path / "deep.png") as opened:
+        assert open_image(opened).tolist() == open_image(tmp_path / "deep.png").tolist() == expected
+    Image.new("RGB", (40, 40)).save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:60])
+    with Image.open(tmp_path / "cut.png") as opened, pytest.raises(DataError, match="E-DATA-012"):
+        open_image(opened)
+
+
+def test_logits_are_upsampled_by_the_rule_of_the_training():
+    def logits_fn(image: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([[[[0.0, 1.0]], [[0.3, 0.3]]]])
+
+    image = np.zeros((1, 4, 3), np.uint8)
+    labels = [Predictor(logits_fn, TAXONOMY, align_corners=align).predict(image).labels for align in (False, True)]
+    assert labels[0].tolist() == [[1, 1, 0, 0]]  # class 0 has 0, 0.25, 0.75, 1
+    assert labels[1].tolist() == [[1, 0, 0, 0]]  # and here 0, 1/3, 2/3, 1
+
+
+def test_picture_that_cannot_be_resized_is_named_and_stops_no_other(tmp_path):
+    Image.new("RGB", (1, 40000)).save(tmp_path / "line.png")
+    Image.new("RGB", (4, 4)).save(tmp_path / "square.png")
+    predictor = Predictor(brightest_channel, TAXONOMY, base_size=(8, 16))
+    result = predict_files(predictor, [tmp_path], out=tmp_path / "out")
+    assert [file.name for file in result.written] == ["square.png"]
+    assert [(error.code, error.path) for error in result.failed] == [("E-DATA-060", tmp_path / "line.png")]
 
 
 @pytest.mark.parametrize(

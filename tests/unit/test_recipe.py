@@ -160,3 +160,30 @@ def test_fields_that_scripts_rely_on_exist():
         "schedule.epochs schedule.max_steps checkpoint.every_steps evaluation.every_steps evaluation.max_images seed"
     )
     assert set(promised.split()) <= set(known_fields())
+
+
+def test_shorter_run_has_a_shorter_warmup():
+    assert resolve_recipe("demo", ["schedule.warmup_steps=30", "schedule.max_steps=300"]).schedule.warmup_steps == 30
+    base = resolve_recipe("demo").schedule
+    assert base.max_steps is not None
+    assert base.warmup_steps > 0
+    half = resolve_recipe("demo", [f"schedule.max_steps={base.max_steps // 2}"]).schedule
+    assert half.warmup_steps == base.warmup_steps // 2
+    assert resolve_recipe("demo", ["schedule.max_steps=2"]).schedule.warmup_steps == 0
+    longer = resolve_recipe("demo", [f"schedule.max_steps={base.max_steps * 2}"]).schedule
+    assert longer.warmup_steps == base.warmup_steps
+    with pytest.raises(RecipeError, match=r"warmup_steps 9 is above schedule\.max_steps 8"):
+        resolve_recipe("demo", ["schedule.max_steps=8", "schedule.warmup_steps=9"])
+
+
+def test_numbers_of_an_auxiliary_head_that_is_off_are_refused():
+    changes = ["auxiliary_head.enabled=false", "auxiliary_head.channels=256"]
+    with pytest.raises(RecipeError, match=r"auxiliary_head\.enabled is false"):
+        resolve_recipe("fcn_resnest50-d8_voc", changes)
+    assert not resolve_recipe("fcn_resnest50-d8_voc", changes[:1]).auxiliary_head.enabled
+
+
+def test_true_is_no_number():
+    with pytest.raises(RecipeError, match=r"data\.batch_size is True .* data\.batch_size takes integer >= 1"):
+        resolve_recipe("demo", ["data.batch_size=true"])
+    assert resolve_recipe("fcn_resnest50-d8_voc", ["head.concat_input=true"]).head.concat_input

@@ -36,8 +36,9 @@ def test_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path, nested):
     sentinel = tmp_path / "owned"
     file = tmp_path / "weights.pth"
     torch.save({"state_dict": {"a": Payload(sentinel)}} if nested else Payload(sentinel), file)
-    with pytest.raises(WeightsError, match=r"E-WEIGHTS-002 .* fix: "):
+    with pytest.raises(WeightsError, match=r"E-WEIGHTS-002 .* fix: ") as raised:
         read_state_dict(file)
+    assert "weights_only" not in str(raised.value)  # torch advises to switch it off
     file.write_bytes(pickle.dumps(Payload(sentinel), protocol=2))
     with pytest.raises(WeightsError, match="E-WEIGHTS-002"):
         read_state_dict(file)
@@ -106,11 +107,28 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     def full_disk(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("nestseg.weights.files.sync_file", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr("nestseg.core.disk.sync_file", full_disk)
+    with pytest.raises(WeightsError, match=r"E-WEIGHTS-006 .*No space left.* fix: free space"):
         write_model_file(file, {"a": torch.zeros(1)}, metadata)
     assert file.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_file_cannot_be_written_into_a_folder_that_is_not_there(tmp_path):
+    metadata = describe_model(named_recipe("fcn_resnest14-d16_voc"), step=1)
+    with pytest.raises(WeightsError, match=r"E-WEIGHTS-006 .*absent/model\.safetensors"):
+        write_model_file(tmp_path / "absent" / "model.safetensors", {"a": torch.ones(1)}, metadata)
+
+
+def test_weights_that_are_not_those_of_the_metadata_are_refused(tmp_path):
+    metadata = describe_model(named_recipe("fcn_resnest14-d16_voc"), step=1)
+    file = tmp_path / "model.safetensors"
+    write_model_file(file, {"stray": torch.ones(1)}, metadata)
+    with pytest.raises(WeightsError, match=r"E-WEIGHTS-010 \| .*missing: .*1 unexpected: stray"):
+        load_model(file)
+    write_model_file(file, {}, metadata.model_copy(update={"classes": ("one", "two")}))
+    with pytest.raises(WeightsError, match=r"E-WEIGHTS-005 .*2 class names and 21 colours for a network of 21"):
+        load_model(file)
 
 
 def test_folder_without_a_model_says_what_to_do(tmp_path):
@@ -124,5 +142,7 @@ def test_foreign_safetensors_has_no_meaning(tmp_path):
     from safetensors.torch import save_file
 
     save_file({"a": torch.ones(1)}, tmp_path / "foreign.safetensors")
-    with pytest.raises(WeightsError, match="E-WEIGHTS-004"):
-        read_model_file(tmp_path / "foreign.safetensors")
+    torch.save({"a": torch.ones(1)}, tmp_path / "foreign.pth")
+    for name in ("foreign.safetensors", "foreign.pth"):
+        with pytest.raises(WeightsError, match="E-WEIGHTS-004"):
+            read_model_file(tmp_path / name)

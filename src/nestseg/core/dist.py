@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -21,6 +23,20 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return total
 
 
+def copy_from_first_rank(values: Iterable[Tensor]) -> None:
+    """Overwrite tensors in place by those of rank 0; with one process, nothing.
+
+    Args:
+        values: As many and of the same shapes on each rank.
+
+    Shape:
+        - values: any
+    """
+    if dist.is_available() and dist.is_initialized():
+        for value in values:
+            dist.broadcast(value, src=0)
+
+
 def share_of_pixels(num_valid: Tensor) -> Tensor | float:
     """Weight that turns the mean of rank means into the mean over all pixels.
 
@@ -32,6 +48,10 @@ def share_of_pixels(num_valid: Tensor) -> Tensor | float:
 
     Returns:
         The weight: a scalar tensor, or 1.0 with one process.
+
+    Shape:
+        - num_valid: ()
+        - returns: ()
     """
     if not (dist.is_available() and dist.is_initialized()):
         return 1.0

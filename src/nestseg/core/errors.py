@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Self
 
 
 class NestsegError(Exception):
@@ -25,6 +26,10 @@ class NestsegError(Exception):
         self.code, self.reason, self.fix, self.path = code, reason, fix, path
         where = [] if path is None else [str(path)]
         super().__init__(" | ".join([code, *where, reason, f"fix: {fix}"]))
+
+    def at(self, path: str | Path) -> Self:
+        """Return this error with a path, if it has none."""
+        return self if self.path is not None else type(self)(self.code, self.reason, fix=self.fix, path=path)
 
     def __reduce__(self) -> tuple[Callable[..., NestsegError], tuple[object, ...]]:
         # an exception pickles by its positional arguments, and a loader worker sends its errors pickled

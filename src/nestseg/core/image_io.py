@@ -7,9 +7,7 @@ writable. Every failure that a file can cause is a ``DataError``.
 from __future__ import annotations
 
 import io
-import os
 import struct
-import uuid
 import zlib
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -18,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from nestseg.core.disk import replaced_file
 from nestseg.core.errors import DataError
 
 ImageSource = str | Path | bytes | BinaryIO
@@ -89,6 +88,26 @@ def read_image(
         turn = _UPRIGHT.get(_orientation(image))
         if turn is not None:
             image = image.transpose(turn)
+    return convert_image(image, path=path)
+
+
+def convert_image(image: Image.Image, *, path: str = "<image>") -> NDArray[np.uint8]:
+    """Convert a Pillow image to 8-bit RGB by the rules of `read_image`; its EXIF orientation is left alone.
+
+    Args:
+        image: Any Pillow image.
+        path: What to call it in messages.
+
+    Shape:
+        - returns: (H, W, 3) uint8 RGB, values 0-255
+
+    Raises:
+        DataError: E-DATA-012 or E-DATA-016: damaged, or samples of 32 bits.
+    """
+    try:
+        image.load()
+    except _DAMAGE as error:
+        raise _damaged(path, error) from error
     if image.mode == "RGB":
         return np.array(image)
     if image.mode.startswith("I;16"):
@@ -101,8 +120,10 @@ def read_image(
             fix="scale the values and save as 8- or 16-bit PNG",
             path=path,
         )
-    # Alpha is dropped; a palette with transparency would make Pillow warn about exactly that.
-    image.info.pop("transparency", None)
+    if "transparency" in image.info:
+        # Alpha is dropped; a palette with transparency would make Pillow warn about exactly that.
+        image = image.copy()
+        del image.info["transparency"]
     return np.array(image.convert("RGB"))
 
 
@@ -293,21 +314,12 @@ def _check_array(array: NDArray[np.uint8], name: str, *, dimensions: int) -> Non
 
 
 def _save(image: Image.Image, path: Path, *, image_format: str, **options: int) -> None:
-    """Encode to a hidden file in the same folder, flush it to disk, then rename it into place.
-
-    A kill leaves the old file or the new one. The flush is for power cuts: a run that skips files which exist
-    would otherwise trust an empty one.
-    """
+    """Encode, then write whole or not at all."""
     encoded = io.BytesIO()
     image.save(encoded, image_format, **options)
-    # The name is short and free of the target's, which may already be as long as the file system allows.
-    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
     try:
-        with temporary.open("xb") as file:
-            file.write(encoded.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with replaced_file(path) as temporary:
+            temporary.write_bytes(encoded.getbuffer())
     except OSError as error:
         raise DataError(
             "E-DATA-018",
@@ -315,5 +327,3 @@ def _save(image: Image.Image, path: Path, *, image_format: str, **options: int) 
             fix="free space on the disk, or choose a folder that exists and is writable",
             path=path,
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)

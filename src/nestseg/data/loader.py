@@ -72,6 +72,20 @@ class BatchPlan:
             self.num_samples
         )
 
+    def share(self, world_size: int) -> int:
+        """Return how many of a step's samples each of so many ranks takes.
+
+        Raises:
+            DataError: If they cannot share a batch evenly.
+        """
+        if self.batch_size % world_size:
+            raise DataError(
+                "E-DATA-070",
+                f"data.batch_size {self.batch_size} over {world_size} devices",
+                fix=f"choose a multiple of {world_size}",
+            )
+        return self.batch_size // world_size
+
     def draws(self, step: int) -> list[Draw]:
         """Return the ``batch_size`` samples of a step (from 0)."""
         if self.num_samples >= self.batch_size:
@@ -99,7 +113,7 @@ class _StepDraws:
         return self.stop - self.start
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        share = self.plan.batch_size // self.world_size
+        share = self.plan.share(self.world_size)
         for step in range(self.start, self.stop):
             yield self.plan.draws(step)[self.rank * share : (self.rank + 1) * share]
 
@@ -117,11 +131,11 @@ class _AugmentedSamples:
 
     def __getitem__(self, draw: Draw) -> tuple[int, Sample] | DataError:
         # torch rebuilds a worker's exception from its text alone and would lose what a DataError carries
+        rng = sample_generator(self.seed, draw.epoch, draw.sample_index)
         try:
-            sample = self.dataset.read(draw.sample_index)
+            return draw.sample_index, self.transform(self.dataset.read(draw.sample_index), rng)
         except DataError as error:
-            return error
-        return draw.sample_index, self.transform(sample, sample_generator(self.seed, draw.epoch, draw.sample_index))
+            return error.at(self.dataset.name(draw.sample_index))
 
 
 def collate(items: Sequence[tuple[int, Sample] | DataError]) -> Batch | DataError:
@@ -173,12 +187,7 @@ def training_batches(
     Warns:
         SmallDatasetWarning: If the data set is smaller than a batch.
     """
-    if plan.batch_size % world_size:
-        raise DataError(
-            "E-DATA-070",
-            f"data.batch_size {plan.batch_size} over {world_size} devices",
-            fix=f"choose a multiple of {world_size}",
-        )
+    plan.share(world_size)
     if len(dataset) < plan.batch_size:
         warnings.warn(
             f"{len(dataset)} training images are fewer than data.batch_size {plan.batch_size}: "

@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from nestseg.core.disk import sync_file
 from nestseg.core.errors import RunError, WeightsError
-from nestseg.weights.files import ModelMetadata, read_model_file, read_torch_file, sync_file, write_model_file
+from nestseg.weights.files import ModelMetadata, read_model_file, read_torch_file, write_model_file
 
 MODEL_FILE = "model.safetensors"
 STATE_FILE = "state.pt"
@@ -60,13 +61,13 @@ def save_checkpoint(
         The checkpoint's folder.
 
     Raises:
-        RunError: If what was written does not read back as it was; older checkpoints are then left alone.
+        RunError: If it cannot be written, or does not read back as it was; older checkpoints are then left alone.
+        WeightsError: If the model cannot be written, likewise.
     """
     final = checkpoint_folder(run, metadata.step)
-    final.parent.mkdir(parents=True, exist_ok=True)
     temporary = final.with_name(f".tmp-{uuid.uuid4().hex}")
-    temporary.mkdir()
     try:
+        temporary.mkdir(parents=True)
         write_model_file(temporary / MODEL_FILE, model, metadata)
         torch.save(dict(state), temporary / STATE_FILE)
         files = {name: _sha256(temporary / name) for name in (MODEL_FILE, STATE_FILE)}
@@ -79,6 +80,13 @@ def save_checkpoint(
             shutil.rmtree(final)
         temporary.rename(final)
         sync_file(final.parent)
+    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
+        raise RunError(
+            "E-RUN-012",
+            f"the checkpoint cannot be written: {' '.join(str(error).split())[:200]}",
+            fix="free space on the disk, then continue with --resume; older checkpoints are as they were",
+            path=final,
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     problem = find_damage(final)
@@ -89,7 +97,8 @@ def save_checkpoint(
             fix="check the disk",
             path=final,
         )
-    for old in _folders(run)[keep:]:
+    # newer ones are there if damage made the run go on from an older one; they must not push the good ones out
+    for old in [folder for folder in _folders(run) if folder.name <= final.name][keep:]:
         shutil.rmtree(old)
     return final
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +11,13 @@ from typing import Any
 import torch
 
 from nestseg.build import build_predictor, find_model_file, open_model
+from nestseg.core.disk import replaced_file
 from nestseg.core.dist import sum_over_ranks
 from nestseg.core.errors import DataError
 from nestseg.core.image_io import write_image
 from nestseg.data.dataset import SegmentationDataset
 from nestseg.data.datasets import open_dataset
+from nestseg.engine.launch import require_float32
 from nestseg.inference.predictor import Predictor
 from nestseg.metrics.confusion import ConfusionMatrix
 from nestseg.metrics.iou import ABSENT_RULES, SegmentationScores, compute_scores
@@ -133,13 +133,16 @@ def evaluate_model(
         RunError: If there is no model.
         WeightsError: If it cannot be read.
         DataError: If the data cannot be read.
+        OSError: If the results cannot be written.
     """
     file = find_model_file(path)
     model, metadata = open_model(file, device=device)
+    predictor = build_predictor(model, metadata)
+    require_float32(predictor.device)
     split = split or (metadata.recipe or {}).get("data", {}).get("eval_split", "val")
     folder = out or file.parent / "evaluation"
     result = evaluate(
-        build_predictor(model, metadata.taxonomy, base_size=metadata.base_size),
+        predictor,
         open_dataset(metadata.dataset, data_root, split),
         split=split,
         pictures=folder / "pictures",
@@ -198,6 +201,7 @@ def write_metrics(evaluation: Evaluation, folder: Path, *, context: Mapping[str,
             "flip": False,
             "base_size": evaluation.base_size,
             "absent_classes": ABSENT_RULES[evaluation.dataset],
+            "ignored_pixels": "not counted",
         },
         **context,
         "confusion_matrix": evaluation.confusion.counts[:, :-1].tolist(),
@@ -205,10 +209,6 @@ def write_metrics(evaluation: Evaluation, folder: Path, *, context: Mapping[str,
     }
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "metrics.json"
-    temporary = folder / f".tmp-{uuid.uuid4().hex}"
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(values, file, indent=1, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with replaced_file(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=1, allow_nan=False), encoding="utf-8")
     return path

@@ -29,7 +29,11 @@ def launch(device: str) -> Fabric:
     strategy = "ddp" if devices * nodes > 1 else "auto"
     fabric = Fabric(accelerator=kind, devices=devices, num_nodes=nodes, strategy=strategy, precision="32-true")
     fabric.launch()
-    if kind == "cuda":
-        # float32 means float32: TF32 would round the inputs of every convolution to 10 bits
-        torch.backends.cudnn.allow_tf32 = False
+    require_float32(fabric.device)
     return fabric
+
+
+def require_float32(device: torch.device) -> None:
+    """Keep CUDA from rounding the inputs of every convolution to TF32, so that scores do not depend on the GPU."""
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from nestseg.core.errors import DataError
 from nestseg.core.image_io import read_image, write_image
+from nestseg.engine.launch import require_float32
 from nestseg.inference.predictor import Predictor
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
@@ -32,7 +33,7 @@ def predict_files(
 ) -> PredictedFiles:
     """Write ``OUT/STEM.png`` (train ids, palette) and ``OUT/STEM_overlay.png`` for every input.
 
-    An input that cannot be read does not stop the others.
+    An input that cannot be read or labelled does not stop the others.
 
     Args:
         predictor: Labels one picture.
@@ -42,8 +43,11 @@ def predict_files(
         on_file: Called with each label file that was written.
 
     Raises:
-        DataError: If there are no pictures, two would write the same output, or an output would replace an input.
+        DataError: If there are no pictures, two would write the same output, an output would replace an input, or one
+            cannot be written.
+        OSError: If a folder cannot be listed or made.
     """
+    require_float32(predictor.device)
     files = find_pictures(inputs)
     outputs = {file: (out / f"{file.stem}.png", out / f"{file.stem}_overlay.png") for file in files}
     _check_outputs(outputs)
@@ -55,10 +59,10 @@ def predict_files(
             continue
         try:
             image = read_image(file)
+            prediction = predictor.predict(image)
         except DataError as error:
-            result.failed.append(error)
+            result.failed.append(error.at(file))
             continue
-        prediction = predictor.predict(image)
         write_image(overlay_file, prediction.overlay(image))
         prediction.to_png(labels_file)
         result.written.append(labels_file)

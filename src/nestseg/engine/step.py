@@ -20,6 +20,7 @@ def train_step(
     batch: Batch,
     lr: float,
     auxiliary_weight: float,
+    align_corners: bool = False,
 ) -> LossTerms:
     """Take one step on one batch.
 
@@ -30,6 +31,7 @@ def train_step(
         batch: This rank's images, on the model's device.
         lr: Learning rate of this step.
         auxiliary_weight: Weight of the auxiliary loss.
+        align_corners: Grid rule by which the loss upsamples logits.
 
     Returns:
         This rank's loss terms, detached, on the device. Gradients are those of the mean over the labelled pixels of
@@ -37,7 +39,9 @@ def train_step(
     """
     set_lr(optimizer, lr)
     optimizer.zero_grad(set_to_none=True)
-    terms = segmentation_loss(model(batch.image), batch.target, auxiliary_weight=auxiliary_weight)
+    terms = segmentation_loss(
+        model(batch.image), batch.target, auxiliary_weight=auxiliary_weight, align_corners=align_corners
+    )
     fabric.backward(terms.total * share_of_pixels((batch.target != IGNORE_INDEX).sum()))
     optimizer.step()
     auxiliary = None if terms.auxiliary is None else terms.auxiliary.detach()

@@ -27,9 +27,12 @@ from nestseg.build import (
     describe_model,
     versions,
 )
+from nestseg.core.disk import replaced_file
+from nestseg.core.dist import copy_from_first_rank
 from nestseg.core.errors import RunError
 from nestseg.data.dataset import SegmentationDataset
 from nestseg.data.loader import BatchPlan, training_batches
+from nestseg.data.transforms import TrainTransform
 from nestseg.engine.checkpoint import load_latest, save_checkpoint
 from nestseg.engine.evaluate import evaluate, write_metrics
 from nestseg.engine.launch import launch
@@ -59,9 +62,11 @@ def train(recipe: Recipe, data_root: Path | None, *, run: Path, device: str = "a
     Raises:
         RunError: If the folder is taken, there is nothing to resume, the recipe is another than the run's, or the loss
             is no longer finite.
-        DataError: For wrong data, with the file.
+        DataError: For wrong data, with the file; for a batch that the devices cannot share.
+        RecipeError: For augmentation or a schedule that make no sense.
         ModelError: For a network that cannot be trained like this.
         WeightsError: For a pretrained file that does not fit.
+        OSError: If the run folder cannot be written.
 
     Warns:
         BatchNormWarning: For two images a device with a branch pooled to one pixel.
@@ -74,16 +79,21 @@ def train(recipe: Recipe, data_root: Path | None, *, run: Path, device: str = "a
     plan = BatchPlan(num_samples=len(dataset), batch_size=recipe.data.batch_size, seed=recipe.seed)
     recipe = fill_max_steps(recipe, steps_per_epoch=plan.steps_per_epoch)
     torch.manual_seed(recipe.seed)
-    segmenter = build_model(recipe)
+    segmenter = build_model(recipe, pretrained=not resume)
+    if fabric.world_size > 1 and fabric.device.type == "cuda":
+        segmenter = nn.SyncBatchNorm.convert_sync_batchnorm(segmenter)  # type: ignore[no-untyped-call]
+    # all that can be refused is refused before the folder is claimed
+    segmenter.check_batch_size(plan.share(fabric.world_size))
+    transform = build_transform(recipe)
+    plain_optimizer = build_optimizer(recipe, segmenter)
+    scheduled_lr(recipe, step=0)
     if fabric.is_global_zero:
         open_run(run, recipe, resume=resume)
     fabric.barrier()
     if resume and (run / MODEL_FILE).is_file():
         return run / MODEL_FILE
 
-    if fabric.world_size > 1 and fabric.device.type == "cuda":
-        segmenter = nn.SyncBatchNorm.convert_sync_batchnorm(segmenter)  # type: ignore[no-untyped-call]
-    model, optimizer = fabric.setup(segmenter, build_optimizer(recipe, segmenter))
+    model, optimizer = fabric.setup(segmenter, plain_optimizer)
     # dropout draws from torch's generator, each rank from its own stream
     torch.manual_seed(int(np.random.SeedSequence((recipe.seed, fabric.global_rank)).generate_state(1)[0]))
     job = _Job(
@@ -94,6 +104,7 @@ def train(recipe: Recipe, data_root: Path | None, *, run: Path, device: str = "a
         model=model,
         optimizer=optimizer,
         dataset=dataset,
+        transform=transform,
         eval_set=eval_set,
         plan=plan,
     )
@@ -120,11 +131,30 @@ def fill_max_steps(recipe: Recipe, *, steps_per_epoch: int) -> Recipe:
     return recipe.model_copy(update={"schedule": schedule})
 
 
+def scheduled_lr(recipe: Recipe, *, step: int) -> float:
+    """Return the learning rate of a step, from 0, of a recipe whose ``schedule.max_steps`` is filled.
+
+    Raises:
+        RecipeError: If the schedule makes no sense, see `poly_lr`.
+    """
+    schedule = recipe.schedule
+    assert schedule.max_steps is not None, "fill_max_steps comes first"
+    return poly_lr(
+        step,
+        lr=recipe.optimizer.lr,
+        min_lr=schedule.min_lr,
+        power=schedule.power,
+        max_steps=schedule.max_steps,
+        warmup_steps=schedule.warmup_steps,
+    )
+
+
 def open_run(run: Path, recipe: Recipe, *, resume: bool) -> None:
     """Claim a run folder, or check that it holds the run to resume.
 
     Raises:
         RunError: If it is taken, holds no run to resume, or one of another recipe.
+        OSError: If it cannot be made or written to.
     """
     file = run / RECIPE_FILE
     if not resume:
@@ -136,7 +166,8 @@ def open_run(run: Path, recipe: Recipe, *, resume: bool) -> None:
                 path=run,
             )
         run.mkdir(parents=True, exist_ok=True)
-        file.write_text(recipe.to_yaml(), encoding="utf-8")
+        with replaced_file(file) as temporary:
+            temporary.write_text(recipe.to_yaml(), encoding="utf-8")
         return
     if not file.is_file():
         raise RunError("E-RUN-005", f"no run to resume: {RECIPE_FILE} is missing", fix="leave out --resume", path=run)
@@ -146,7 +177,7 @@ def open_run(run: Path, recipe: Recipe, *, resume: bool) -> None:
         raise RunError(
             "E-RUN-006",
             f"the run's recipe is another: {changes}",
-            fix=f"resume with the run's own recipe: nestseg train {file} ... --resume",
+            fix=f"resume with the run's own recipe: nestseg train {file} --data ROOT --run {run} --resume",
             path=run,
         )
 
@@ -175,6 +206,7 @@ class _Job:
     """The segmenter as Fabric runs it."""
     optimizer: torch.optim.Optimizer
     dataset: SegmentationDataset
+    transform: TrainTransform
     eval_set: SegmentationDataset | None
     plan: BatchPlan
     step: int = 0
@@ -186,7 +218,7 @@ class _Job:
         return self.recipe.schedule.max_steps
 
     def run(self, log: RunLog) -> None:
-        recipe, fabric, schedule = self.recipe, self.fabric, self.recipe.schedule
+        recipe, fabric = self.recipe, self.fabric
         parameters = count_parameters(self.segmenter)
         log.record(
             "start",
@@ -207,7 +239,7 @@ class _Job:
         )
         batches = training_batches(
             self.dataset,
-            build_transform(recipe),
+            self.transform,
             plan=self.plan,
             start=self.step,
             stop=self.max_steps,
@@ -221,14 +253,7 @@ class _Job:
         while self.step < self.max_steps:
             with meter.waiting():
                 batch = fabric.to_device(next(batches))
-            lr = poly_lr(
-                self.step,
-                lr=recipe.optimizer.lr,
-                min_lr=schedule.min_lr,
-                power=schedule.power,
-                max_steps=self.max_steps,
-                warmup_steps=schedule.warmup_steps,
-            )
+            lr = scheduled_lr(recipe, step=self.step)
             terms = train_step(
                 fabric,
                 self.model,
@@ -236,12 +261,14 @@ class _Job:
                 batch=batch,
                 lr=lr,
                 auxiliary_weight=recipe.auxiliary_head.loss_weight,
+                align_corners=recipe.head.align_corners,
             )
             meter.add(terms.total)
             self.step += 1
             if self._due(recipe.log.every_steps):
                 log.step(meter.read(lr=lr))
             if self._due(recipe.evaluation.every_steps):
+                meter.check_finite()
                 with meter.paused():
                     self._evaluate(log)
                 self.model.train()
@@ -261,8 +288,11 @@ class _Job:
     def _evaluate(self, log: RunLog) -> None:
         assert self.eval_set is not None
         recipe, started = self.recipe, time.perf_counter()
+        metadata = describe_model(recipe, step=self.step)
+        # without SyncBatchNorm each rank has its own statistics until the next step; the first rank's are what is saved
+        copy_from_first_rank(self.segmenter.buffers())
         result = evaluate(
-            build_predictor(self.segmenter, self.eval_set.taxonomy, base_size=recipe.evaluation.base_size),
+            build_predictor(self.segmenter, metadata),
             self.eval_set,
             split=recipe.data.eval_split,
             max_images=recipe.evaluation.max_images,
@@ -287,7 +317,6 @@ class _Job:
         )
         if not self.fabric.is_global_zero:
             return
-        metadata = describe_model(recipe, step=self.step)
         context = {
             "model": f"step {self.step} of {recipe.name}",
             "step": self.step,

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from nestseg.core.errors import DataError
-from nestseg.core.image_io import read_image, write_labels
+from nestseg.core.image_io import convert_image, read_image, write_labels
 from nestseg.core.resize import resize_image, scaled_size
 from nestseg.core.taxonomy import Taxonomy
 from nestseg.core.types import Size
@@ -91,6 +91,7 @@ class Predictor:
         logits_fn: From a uint8 image to logits.
         taxonomy: The classes of the logits.
         base_size: (short, long) side that an image is resized to before the network; None leaves it as it is.
+        align_corners: Grid rule by which the logits are upsampled, that of the model's training.
         device: Where ``logits_fn`` expects its input.
 
     Example:
@@ -108,11 +109,13 @@ class Predictor:
         taxonomy: Taxonomy,
         *,
         base_size: Size | None = None,
+        align_corners: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
         self.logits_fn = logits_fn
         self.taxonomy = taxonomy
         self.base_size = base_size
+        self.align_corners = align_corners
         self.device = torch.device(device)
 
     @torch.inference_mode()
@@ -122,6 +125,10 @@ class Predictor:
         Args:
             image: A path (its EXIF orientation is applied), a PIL image, or a (H, W, 3) uint8 RGB array.
 
+        Shape:
+            - image: (H, W, 3) uint8 RGB, for an array
+            - returns.labels: (H, W) uint8 train ids in [0, K)
+
         Raises:
             DataError: If the file cannot be read, or the array is not an image.
         """
@@ -130,7 +137,7 @@ class Predictor:
         if self.base_size is not None:
             pixels = resize_image(pixels, scaled_size(size, base=self.base_size))
         tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))[None].to(self.device)
-        labels = upsample_argmax(self.logits_fn(tensor), size)
+        labels = upsample_argmax(self.logits_fn(tensor), size, align_corners=self.align_corners)
         return Prediction(labels=labels[0].cpu().numpy(), taxonomy=self.taxonomy)
 
 
@@ -146,7 +153,7 @@ def open_image(image: ImageSource) -> NDArray[np.uint8]:
     if isinstance(image, str | Path):
         return read_image(image)
     if isinstance(image, Image.Image):
-        return np.array(image.convert("RGB"))
+        return convert_image(image)
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
         raise DataError(
             "E-DATA-050",

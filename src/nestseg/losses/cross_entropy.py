@@ -9,7 +9,12 @@ from nestseg.ops.upsample_cross_entropy import upsample_cross_entropy
 
 
 def segmentation_loss(
-    logits: SegLogits, target: Tensor, *, auxiliary_weight: float = 0.4, ignore_index: int = IGNORE_INDEX
+    logits: SegLogits,
+    target: Tensor,
+    *,
+    auxiliary_weight: float = 0.4,
+    ignore_index: int = IGNORE_INDEX,
+    align_corners: bool = False,
 ) -> LossTerms:
     """Add the main loss and the weighted auxiliary loss.
 
@@ -18,6 +23,7 @@ def segmentation_loss(
         target: Train ids in [0, K), or ``ignore_index`` where a pixel does not count.
         auxiliary_weight: Factor of the auxiliary loss; the main loss has 1.
         ignore_index: The value of target pixels that do not count.
+        align_corners: Grid rule by which logits are upsampled.
 
     Returns:
         ``total = main + auxiliary_weight * auxiliary``. Both parts are the plain means over labelled pixels,
@@ -43,8 +49,8 @@ def segmentation_loss(
         >>> [round(term.item(), 4) for term in terms]
         [0.9704, 0.6931, 0.6931]
     """
-    main = upsample_cross_entropy(logits.main, target, ignore_index=ignore_index)
+    main = upsample_cross_entropy(logits.main, target, ignore_index=ignore_index, align_corners=align_corners)
     if logits.auxiliary is None:
         return LossTerms(total=main, main=main, auxiliary=None)
-    auxiliary = upsample_cross_entropy(logits.auxiliary, target, ignore_index=ignore_index)
+    auxiliary = upsample_cross_entropy(logits.auxiliary, target, ignore_index=ignore_index, align_corners=align_corners)
     return LossTerms(total=main + auxiliary_weight * auxiliary, main=main, auxiliary=auxiliary)

@@ -299,12 +299,15 @@ class ResNeSt(nn.Module):
 
         Reference:
             Goyal et al., "Accurate, Large Minibatch SGD", 2017, section 5.1.
+
+        Deviations:
+            None known.
         """
         for block in self.modules():
             if isinstance(block, Bottleneck):
                 if not isinstance(block.bn3.weight, nn.Parameter):
                     raise ModelError(
-                        "E-MODEL-006", "zero residuals with frozen norms", fix="backbone.norm=batch or group"
+                        "E-MODEL-020", "zero residuals with frozen norms", fix="backbone.norm=batch or group"
                     )
                 block.bn3.weight.zero_()
 

@@ -111,8 +111,8 @@ class Segmenter(nn.Module):
                 f"image of shape {tuple(image.shape)}; expected (N, {len(self._mean)}, H, W)",
                 fix="give a batch of images, channels second, or build the model with other in_channels",
             )
-        if self.training and image.shape[0] <= 2:
-            self._check_one_pixel_norms(image.shape[0])
+        if self.training:
+            self.check_batch_size(image.shape[0])
         features = self.backbone((image.to(self.mean.dtype) - self.mean) / self.std)
         auxiliary = None
         if self.training and self.auxiliary_head is not None:
@@ -127,7 +127,20 @@ class Segmenter(nn.Module):
             for module in self.decode_head.modules():
                 yield "head", module
 
-    def _check_one_pixel_norms(self, batch_size: int) -> None:
+    def check_batch_size(self, batch_size: int) -> None:
+        """Refuse to train BatchNorm on one value a channel, and warn of two; a forward pass does this by itself.
+
+        Args:
+            batch_size: Images a device.
+
+        Raises:
+            ModelError: For a batch of one.
+
+        Warns:
+            BatchNormWarning: For a batch of two, once.
+        """
+        if batch_size > 2:
+            return
         # SyncBatchNorm is no BatchNorm2d: it counts the images of all devices.
         fields = sorted(
             {

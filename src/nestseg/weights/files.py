@@ -7,19 +7,18 @@ build the network, to name and colour its classes, and to prepare an image for i
 from __future__ import annotations
 
 import json
-import os
 import pickle
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import safetensors
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from nestseg.core.disk import replaced_file
 from nestseg.core.errors import WeightsError
 from nestseg.core.taxonomy import Colour, Taxonomy
 
@@ -69,6 +68,15 @@ class ModelMetadata(BaseModel):
     step: int
     versions: dict[str, str]
 
+    @model_validator(mode="after")
+    def _check_counts(self) -> Self:
+        if not len(self.classes) == len(self.palette) == self.architecture.num_classes:
+            raise ValueError(
+                f"{len(self.classes)} class names and {len(self.palette)} colours "
+                f"for a network of {self.architecture.num_classes} classes"
+            )
+        return self
+
     @property
     def taxonomy(self) -> Taxonomy:
         """Names and colours of the classes."""
@@ -82,16 +90,21 @@ def write_model_file(path: Path, state: Mapping[str, Tensor], metadata: ModelMet
         path: Where to; an older file there stays until the new one is on disk.
         state: A state dict, any device and dtype.
         metadata: What the weights mean.
+
+    Raises:
+        WeightsError: If it cannot be written; the older file is then left as it was.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}-{path.name}")
     try:
-        save_file(tensors, temporary, metadata={METADATA_KEY: metadata.model_dump_json()})
-        sync_file(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_file(path.parent)
+        with replaced_file(path) as temporary:
+            save_file(tensors, temporary, metadata={METADATA_KEY: metadata.model_dump_json()})
+    except (OSError, safetensors.SafetensorError) as error:
+        raise WeightsError(
+            "E-WEIGHTS-006",
+            f"cannot be written: {' '.join(str(error).split())[:200]}",
+            fix="free space on the disk, or choose a folder that exists and is writable",
+            path=path,
+        ) from error
 
 
 def read_model_file(path: Path) -> tuple[dict[str, Tensor], ModelMetadata]:
@@ -102,15 +115,12 @@ def read_model_file(path: Path) -> tuple[dict[str, Tensor], ModelMetadata]:
     """
     state = read_state_dict(path)
     try:
+        if path.suffix != ".safetensors":
+            raise _no_metadata(path)
         with safetensors.safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(METADATA_KEY)
         if text is None:
-            raise WeightsError(
-                "E-WEIGHTS-004",
-                "holds weights but not what they mean (no nestseg metadata)",
-                fix="pass a model.safetensors that nestseg train wrote",
-                path=path,
-            )
+            raise _no_metadata(path)
         return state, ModelMetadata.model_validate_json(text)
     except (safetensors.SafetensorError, ValidationError, json.JSONDecodeError) as error:
         raise WeightsError(
@@ -148,6 +158,39 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     return {str(name).removeprefix("module."): value for name, value in values.items()}
 
 
+def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, path: Path, fix: str) -> None:
+    """Load a state dict, every key and shape of which must fit.
+
+    Args:
+        module: Changed in place.
+        state: Tensors by name.
+        path: The file that they are from, for messages.
+        fix: What to do where they do not fit.
+
+    Raises:
+        WeightsError: E-WEIGHTS-010, if keys or shapes are not those of the module; the message counts them and names
+            the first ten. The module is then as it was.
+    """
+    wanted = module.state_dict()
+    differences = {
+        "missing": [name for name in wanted if name not in state],
+        "unexpected": [name for name in state if name not in wanted],
+        "of another shape": [
+            f"{name} {tuple(state[name].shape)} for {tuple(value.shape)}"
+            for name, value in wanted.items()
+            if name in state and state[name].shape != value.shape
+        ],
+    }
+    parts = [
+        f"{len(names)} {kind}: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
+        for kind, names in differences.items()
+        if names
+    ]
+    if parts:
+        raise WeightsError("E-WEIGHTS-010", "does not fit this network; " + "; ".join(parts), fix=fix, path=path)
+    module.load_state_dict(state)
+
+
 def read_torch_file(path: Path) -> Any:
     """Read a torch pickle of tensors and plain values; nothing in it can run.
 
@@ -156,11 +199,14 @@ def read_torch_file(path: Path) -> Any:
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except pickle.UnpicklingError as error:
+        # torch's own words would advise to run whatever is in the file
+        raise _unreadable(path, "not a torch file, or one that holds more than tensors and plain values") from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise _unreadable(path, error) from error
 
 
-def _unreadable(path: Path, error: Exception) -> WeightsError:
+def _unreadable(path: Path, error: Exception | str) -> WeightsError:
     return WeightsError(
         "E-WEIGHTS-002",
         f"cannot be read as weights: {' '.join(str(error).split())[:200]}",
@@ -169,10 +215,10 @@ def _unreadable(path: Path, error: Exception) -> WeightsError:
     )
 
 
-def sync_file(path: Path) -> None:
-    """Flush a file or folder to the disk, so that a power cut after this call cannot lose it."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _no_metadata(path: Path) -> WeightsError:
+    return WeightsError(
+        "E-WEIGHTS-004",
+        "holds weights but not what they mean (no nestseg metadata)",
+        fix="pass a model.safetensors that nestseg train wrote",
+        path=path,
+    )

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from nestseg.core.errors import WeightsError
-from nestseg.weights.files import read_state_dict
+from nestseg.weights.files import load_strictly, read_state_dict
 
 CLASSIFIER_KEYS = frozenset({"fc.weight", "fc.bias"})
 
@@ -32,27 +31,10 @@ def load_official_backbone(backbone: nn.Module, path: Path) -> None:
     given |= {
         name: value for name, value in wanted.items() if name.endswith("num_batches_tracked") and name not in given
     }
-    missing = [name for name in wanted if name not in given]
-    unexpected = [name for name in given if name not in wanted]
-    reshaped = [
-        f"{name} {tuple(given[name].shape)} for {tuple(value.shape)}"
-        for name, value in wanted.items()
-        if name in given and given[name].shape != value.shape
-    ]
-    if missing or unexpected or reshaped:
-        parts = [
-            f"{len(names)} {kind}: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
-            for kind, names in (
-                ("missing", missing),
-                ("unexpected", unexpected),
-                ("of another shape", reshaped),
-            )
-            if names
-        ]
-        raise WeightsError(
-            "E-WEIGHTS-010",
-            "does not fit this backbone; " + "; ".join(parts),
-            fix="check that backbone.name is the network of this file, in the authors' or timm's key layout",
-            path=path,
-        )
-    backbone.load_state_dict(given)
+    load_strictly(
+        backbone,
+        given,
+        path=path,
+        fix="check that backbone.name is the network of this file, in the authors' or timm's key layout, "
+        "and that backbone.norm is batch or frozen_batch",
+    )

@@ -1,0 +1,53 @@
+"""Files that are on the disk whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replaced_file(path: Path) -> Iterator[Path]:
+    """Give a new name beside a file to write to; on leaving, flush what was written and rename it into place.
+
+    A kill or a full disk leaves the old file or the new one. The flush is for power cuts: a run that skips files which
+    exist would otherwise trust an empty one.
+
+    Args:
+        path: The file to make or replace.
+
+    Yields:
+        The path to write to. What is there when an exception passes is deleted, and the old file stays.
+
+    Raises:
+        OSError: If the file cannot be flushed or renamed.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> file = Path(mkdtemp()) / "a.txt"
+        >>> with replaced_file(file) as temporary:
+        ...     _ = temporary.write_text("whole")
+        >>> file.read_text()
+        'whole'
+    """
+    # the name is short and free of the target's, which may already be as long as the file system allows
+    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
+    try:
+        yield temporary
+        sync_file(temporary)
+        temporary.replace(path)
+        sync_file(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_file(path: Path) -> None:
+    """Flush a file or folder to the disk, so that a power cut after this call cannot lose it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
