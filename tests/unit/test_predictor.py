@@ -116,6 +116,17 @@ def test_png_holds_train_ids_and_the_palette(tmp_path):
     assert np.array_equal(read_image(tmp_path / "labels.png"), prediction.coloured())
 
 
+def test_confidence_is_the_softmax_of_the_label():
+    prediction = Predictor(brightest_channel, TAXONOMY).predict(half_picture() // 128, confidence=True)
+    assert prediction.confidence is not None
+    assert prediction.confidence.dtype == np.float32
+    assert prediction.confidence.shape == prediction.labels.shape == (6, 10)
+    image = np.full((1, 1, 3), 50, np.uint8)  # class 0 and 1 and 2 have the logit 50: one third each
+    even = Predictor(brightest_channel, TAXONOMY).predict(image, confidence=True)
+    assert even.confidence == pytest.approx(1 / 3, rel=1e-5)
+    assert Predictor(brightest_channel, TAXONOMY).predict(image).confidence is None
+
+
 def test_areas_add_up_to_one():
     areas = Prediction(labels=np.array([[0, 1, 1, 1]], np.uint8), taxonomy=TAXONOMY).class_areas()
     assert areas == {"dark": 0.25, "red": 0.75, "green": 0.0}

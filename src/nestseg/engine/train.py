@@ -88,7 +88,7 @@ def train(recipe: Recipe, data_root: Path | None, *, run: Path, device: str = "a
     plain_optimizer = build_optimizer(recipe, segmenter)
     scheduled_lr(recipe, step=0)
     if fabric.is_global_zero:
-        open_run(run, recipe, resume=resume)
+        check_run(run, recipe, resume=resume)
     fabric.barrier()
     if resume and (run / MODEL_FILE).is_file():
         return run / MODEL_FILE
@@ -111,7 +111,11 @@ def train(recipe: Recipe, data_root: Path | None, *, run: Path, device: str = "a
     if resume:
         job.restore()
     else:
+        # the recipe comes after the checkpoint: a folder with a recipe can be resumed, one without can be used anew
         job.save()
+        if fabric.is_global_zero:
+            with replaced_file(run / RECIPE_FILE) as temporary:
+                temporary.write_text(recipe.to_yaml(), encoding="utf-8")
     with RunLog(
         run if fabric.is_global_zero else None,
         max_steps=job.max_steps,
@@ -149,12 +153,12 @@ def scheduled_lr(recipe: Recipe, *, step: int) -> float:
     )
 
 
-def open_run(run: Path, recipe: Recipe, *, resume: bool) -> None:
-    """Claim a run folder, or check that it holds the run to resume.
+def check_run(run: Path, recipe: Recipe, *, resume: bool) -> None:
+    """Make a run folder and see that it is free, or that it holds the run to resume.
 
     Raises:
         RunError: If it is taken, holds no run to resume, or one of another recipe.
-        OSError: If it cannot be made or written to.
+        OSError: If it cannot be made.
     """
     file = run / RECIPE_FILE
     if not resume:
@@ -166,8 +170,6 @@ def open_run(run: Path, recipe: Recipe, *, resume: bool) -> None:
                 path=run,
             )
         run.mkdir(parents=True, exist_ok=True)
-        with replaced_file(file) as temporary:
-            temporary.write_text(recipe.to_yaml(), encoding="utf-8")
         return
     if not file.is_file():
         raise RunError("E-RUN-005", f"no run to resume: {RECIPE_FILE} is missing", fix="leave out --resume", path=run)

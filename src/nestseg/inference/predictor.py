@@ -21,7 +21,7 @@ from nestseg.core.image_io import convert_image, read_image, write_labels
 from nestseg.core.resize import resize_image, scaled_size
 from nestseg.core.taxonomy import Taxonomy
 from nestseg.core.types import Size
-from nestseg.ops.upsample_argmax import upsample_argmax
+from nestseg.ops.upsample_argmax import upsample_argmax, upsample_argmax_confidence
 
 LogitsFn = Callable[[Tensor], Tensor]
 """(N, 3, H, W) uint8 RGB on the predictor's device -> (N, K, h, w) float logits at any stride."""
@@ -36,10 +36,12 @@ class Prediction:
     Args:
         labels: (H, W) uint8 train ids in [0, K), at the image's own size.
         taxonomy: Class names and colours.
+        confidence: (H, W) float32 softmax probability of each label in [1/K, 1]; None where it was not asked for.
     """
 
     labels: NDArray[np.uint8]
     taxonomy: Taxonomy
+    confidence: NDArray[np.float32] | None = None
 
     def coloured(self) -> NDArray[np.uint8]:
         """Paint each pixel in its class's colour.
@@ -119,15 +121,17 @@ class Predictor:
         self.device = torch.device(device)
 
     @torch.inference_mode()
-    def predict(self, image: ImageSource) -> Prediction:
+    def predict(self, image: ImageSource, *, confidence: bool = False) -> Prediction:
         """Label one image.
 
         Args:
             image: A path (its EXIF orientation is applied), a PIL image, or a (H, W, 3) uint8 RGB array.
+            confidence: Also return how probable each label is; takes a little longer.
 
         Shape:
             - image: (H, W, 3) uint8 RGB, for an array
             - returns.labels: (H, W) uint8 train ids in [0, K)
+            - returns.confidence: (H, W) float32, or None
 
         Raises:
             DataError: If the file cannot be read, or the array is not an image.
@@ -137,8 +141,16 @@ class Predictor:
         if self.base_size is not None:
             pixels = resize_image(pixels, scaled_size(size, base=self.base_size))
         tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))[None].to(self.device)
-        labels = upsample_argmax(self.logits_fn(tensor), size, align_corners=self.align_corners)
-        return Prediction(labels=labels[0].cpu().numpy(), taxonomy=self.taxonomy)
+        logits = self.logits_fn(tensor)
+        if not confidence:
+            labels = upsample_argmax(logits, size, align_corners=self.align_corners)
+            return Prediction(labels=labels[0].cpu().numpy(), taxonomy=self.taxonomy)
+        both = upsample_argmax_confidence(logits, size, align_corners=self.align_corners)
+        return Prediction(
+            labels=both.labels[0].cpu().numpy(),
+            taxonomy=self.taxonomy,
+            confidence=both.confidence[0].float().cpu().numpy(),
+        )
 
 
 def open_image(image: ImageSource) -> NDArray[np.uint8]:

@@ -151,11 +151,11 @@ class Segmenter(nn.Module):
         )
         if not fields:
             return
-        names = " and ".join(fields)
+        names = "=batch and ".join(fields)
         if batch_size == 1:
             raise ModelError(
                 "E-MODEL-015",
-                f"{names} is batch, and a batch of one image a device gives BatchNorm one value a channel",
+                f"one image a device with {names}=batch: BatchNorm would see one value a channel",
                 fix="a bigger batch, or "
                 + " and ".join(f"{field}=frozen_batch or {field}=group" for field in fields)
                 + ", or SyncBatchNorm over several GPUs",
@@ -163,9 +163,8 @@ class Segmenter(nn.Module):
         if not self._warned_of_batch_norm:
             self._warned_of_batch_norm = True
             warnings.warn(
-                f"{names} is batch, and of a batch of two images a device BatchNorm makes only +1 and -1 "
-                "where features are pooled to one pixel; fix: a bigger batch, frozen_batch, group, or "
-                "SyncBatchNorm",
+                f"two images a device with {names}=batch: BatchNorm makes only +1 and -1 of features pooled to one pixel; "
+                "fix: a bigger batch, frozen_batch, group, or SyncBatchNorm",
                 BatchNormWarning,
                 stacklevel=3,
             )
