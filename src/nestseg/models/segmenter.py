@@ -163,8 +163,8 @@ class Segmenter(nn.Module):
         if not self._warned_of_batch_norm:
             self._warned_of_batch_norm = True
             warnings.warn(
-                f"two images a device with {names}=batch: BatchNorm makes only +1 and -1 of features pooled to one pixel; "
-                "fix: a bigger batch, frozen_batch, group, or SyncBatchNorm",
+                f"two images a device with {names}=batch: BatchNorm makes only +1 and -1 of features pooled to one "
+                "pixel; fix: a bigger batch, frozen_batch, group, or SyncBatchNorm",
                 BatchNormWarning,
                 stacklevel=3,
             )
