@@ -28,7 +28,7 @@ def test_python_of_the_readme_runs_as_written(tmp_path, monkeypatch):
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
     assert (tmp_path / "labels.png").is_file()
-    assert names["main"].shape == (2, 19, 9, 13)
+    assert names["main"].shape == (2, 19, 17, 25)
 
 
 def test_every_path_in_the_readme_exists():

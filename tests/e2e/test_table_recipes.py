@@ -46,6 +46,8 @@ def test_table_recipe_has_the_parameter_count_of_the_table(name):
     assert millions == pytest.approx(MILLIONS_WITH_S101[parts.segmentor][parts.dataset], abs=0.005)
 
 
+# the sample of ADE20K has a single training image
+@pytest.mark.filterwarnings("ignore::nestseg.data.loader.SmallDatasetWarning")
 @pytest.mark.skipif(not REAL_DATA.is_dir(), reason=f"real samples are not at {REAL_DATA}; set NESTSEG_REAL_DATA")
 @pytest.mark.parametrize(
     "name", [name if name in ONE_OF_EACH_SEGMENTOR else pytest.param(name, marks=pytest.mark.slow) for name in TABLE]
