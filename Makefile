@@ -1,12 +1,13 @@
 # Everything starts from a fresh machine: each target first makes .venv and installs into it.
 PYTHON ?= python3
 VENV ?= .venv
+PEERS ?= .venv-peers
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 QUICK := tests/unit tests/contract tests/property tests/architecture tests/faults tests/e2e src
 
-.PHONY: demo test test-all check parity golden faults docs bench clean
+.PHONY: demo test test-all check parity parity-peers golden faults docs bench clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +28,16 @@ test-all: $(INSTALLED)  ## everything
 parity golden faults: $(INSTALLED)
 	$(PYTEST) -n 2 tests/$@
 
+$(PEERS)/.installed: pyproject.toml constraints.txt tests/peers/requirements.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --constraint constraints.txt --editable . pytest pytest-timeout
+	# with what they ask for, the peers would bring a second OpenCV over ours, pandas, pycocotools, matplotlib, ...
+	$(PEERS)/bin/python -m pip install --quiet --no-deps --requirement tests/peers/requirements.txt
+	touch $@
+
+parity-peers: $(PEERS)/.installed  ## logits equal mmsegmentation's and sssegmentation's own code
+	OMP_NUM_THREADS=1 $(PEERS)/bin/python -m pytest tests/peers
+
 check: $(INSTALLED)  ## style, types, import contracts, generated files fresh
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -41,4 +52,4 @@ bench: $(INSTALLED)  ## time what docs/log.md talks about; writes benchmarks/res
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(PEERS) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -15,13 +15,15 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from nestseg.core.types import Segmentor
+from nestseg.weights.registry import load_registry
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "zoo" / "results.toml"
 PAGE = ROOT / "docs" / "model_zoo.md"
 
 TITLES = {"fcn": "FCN", "pspnet": "PSPNet", "deeplabv3": "DeepLabV3", "deeplabv3plus": "DeepLabV3plus"}
 
-Segmentor = Literal["fcn", "pspnet", "deeplabv3", "deeplabv3plus"]
 RecipeName = Annotated[
     str,
     Field(pattern=r"^(fcn|pspnet|deeplabv3|deeplabv3plus)_resnest\d+(-fast-\ds\dx\d+d)?-d(8|16|32)_[a-z0-9]+$"),
@@ -146,10 +148,16 @@ class Results(_Record):
                 {name.rsplit("_", 1)[1] for name in recipes} | {row.dataset for row in self.elsewhere},
                 set(self.datasets),
             ),
+            "an entry of the registry of weights": (
+                {row.weights for row in (*self.published, *self.elsewhere) if row.weights},
+                set(load_registry()),
+            ),
         }
         for kind, (named, existing) in wanted.items():
             if missing := sorted(named - existing):
-                raise ValueError(f"{', '.join(missing)}: named, but there is no such {kind.removeprefix('a ')}")
+                raise ValueError(
+                    f"{', '.join(missing)}: named, but there is no such {kind.removeprefix('a ').removeprefix('an ')}"
+                )
         return self
 
 
@@ -184,7 +192,7 @@ def _dataset_section(name: str, results: Results) -> str:
         f"{dataset.train_split}/{dataset.eval_split}",
     ]
     published = [
-        (row.recipe, _percent(row.mean_iou), _links(model=row.weights, log=row.log)) for row in results.published
+        (row.recipe, _percent(row.mean_iou), _downloads(row.weights, log=row.log)) for row in results.published
     ]
     labelled = [(row.recipe, "-", "-") for row in results.labelled]
     rows = [
@@ -238,7 +246,7 @@ def _elsewhere_section(results: Results) -> str:
             _percent(row.mean_iou),
             _percent(row.mean_iou_multi_scale),
             f"[{results.protocols[row.protocol].title}]({row.source})",
-            _links(model=row.weights),
+            _downloads(row.weights),
         ]
         for row in results.elsewhere
     ]
@@ -259,6 +267,12 @@ def _model(recipe: str) -> list[str]:
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.2f}"
+
+
+def _downloads(weights: str | None, **urls: str | None) -> str:
+    """Say how to get published weights, and link what else there is."""
+    command = [] if weights is None else [f"`{load_registry()[weights].fetch_command}`"]
+    return ", ".join([*command, *([_links(**urls)] if any(urls.values()) else [])]) or "-"
 
 
 def _links(**urls: str | None) -> str:
@@ -296,10 +310,10 @@ training. `nestseg recipes` lists them. Names have the form
 Rst-101-D8 is short for ResNeSt-101 at output stride 8.
 
 mIoU is in percent, over all pixels of the evaluation set, single scale, whole image. In the first three
-tables it is the **published** number of another toolbox, whose weights the download links give; what this
-code reached itself is [further down](#measured-with-this-code). A dash means that we know of no published
-number for that network; [why there are such rows](#which-number-belongs-to-which-network). Sizes are height
-x width.
+tables it is the **published** number of another toolbox; the command in the column Download fetches the
+weights that made it, and [how-to/weights.md](how-to/weights.md) says how to make it again. What this code
+reached itself is [further down](#measured-with-this-code). A dash means that we know of no published number
+for that network; [why there are such rows](#which-number-belongs-to-which-network). Sizes are height x width.
 """
 
 _WHICH_NUMBER = """

@@ -6,23 +6,30 @@ The only module that knows both the recipe's words and the classes behind them.
 from __future__ import annotations
 
 import platform
+import warnings
 from pathlib import Path
 
 import torch
 
+from nestseg.core.disk import sha256_of
 from nestseg.core.errors import RunError
+from nestseg.core.types import OutputStride
 from nestseg.data.dataset import SegmentationDataset
 from nestseg.data.datasets import DATASETS, open_dataset
 from nestseg.data.transforms import TrainTransform
 from nestseg.inference.predictor import Predictor
+from nestseg.models.resnest import ResNeSt
 from nestseg.models.segmenter import Segmenter, create_model
+from nestseg.models.timm_backbone import TIMM_PREFIX, TimmBackbone, get_timm_normalization
 from nestseg.optim import build_adamw, build_sgd
 from nestseg.recipe import PhotometricSection, Recipe
+from nestseg.recipes import evaluation_base_size
+from nestseg.store.files import load_strictly
+from nestseg.store.metadata import Architecture, ModelMetadata, Score
 from nestseg.version import __version__
-from nestseg.weights.files import Architecture, ModelMetadata, load_strictly, read_model_file
-from nestseg.weights.official import load_official_backbone
+from nestseg.weights.model import FoundModel, load_backbone, read_model
+from nestseg.weights.transfer import TransferWarning, transfer_weights
 
-MODEL_FILE = "model.safetensors"
 BEST_FILE = "best.safetensors"
 
 
@@ -44,30 +51,74 @@ def describe_architecture(recipe: Recipe) -> Architecture:
         auxiliary_channels=recipe.auxiliary_head.channels if recipe.auxiliary_head.enabled else None,
         dropout=recipe.head.dropout,
         align_corners=recipe.head.align_corners,
+        num_convs=recipe.head.num_convs,
         concat_input=recipe.head.concat_input,
         pool_scales=recipe.head.pool_scales,
         atrous_rates=recipe.head.atrous_rates,
+        fusion=recipe.head.fusion,
         shortcut_channels=recipe.head.shortcut_channels,
     )
 
 
-def build_model(recipe: Recipe, *, pretrained: bool = True) -> Segmenter:
-    """Build a recipe's network: pretrained backbone where the recipe names one, the rest drawn from torch's generator.
-
-    Args:
-        recipe: What to build.
-        pretrained: Whether to read ``backbone.pretrained``; a network that is loaded afterwards does not need it.
+def build_model(recipe: Recipe) -> Segmenter:
+    """Build a recipe's network with weights drawn from torch's generator.
 
     Raises:
-        WeightsError: If ``backbone.pretrained`` cannot be read or does not fit.
         ModelError: If the recipe asks for a network that cannot be.
     """
     model = create_model(**dict(describe_architecture(recipe)))
     if recipe.backbone.zero_init_residual:
+        assert isinstance(model.backbone, ResNeSt), "the recipe allows it for ResNeSt only"
         model.backbone.zero_residuals()
-    if pretrained and recipe.backbone.pretrained != "none":
-        load_official_backbone(model.backbone, Path(recipe.backbone.pretrained))
     return model
+
+
+def initialise_model(model: Segmenter, recipe: Recipe) -> str | None:
+    """Give a network the weights that its recipe starts from.
+
+    Args:
+        model: What `build_model` made of the recipe; changed in place.
+        recipe: Its ``init`` or ``backbone.pretrained`` says which weights.
+
+    Returns:
+        What was taken from where, in words; None for a start from random weights.
+
+    Raises:
+        WeightsError: If the weights are not there (with the command that fetches them), cannot be read or do not fit.
+
+    Warns:
+        TransferWarning: See `transfer_weights`; and if timm's weights were trained with another normalisation.
+    """
+    if recipe.init.model is not None:
+        found = read_model(recipe.init.model)
+        transfer = transfer_weights(
+            model,
+            found.state,
+            source=found.metadata,
+            classes=DATASETS[recipe.data.dataset].taxonomy.classes,
+            class_map=recipe.init.class_map,
+            path=found.path,
+        )
+        return f"{found.path} (sha256 {sha256_of(found.path)[:8]}): {transfer}"
+    if recipe.backbone.pretrained == "none":
+        return None
+    if isinstance(model.backbone, TimmBackbone):
+        _warn_of_other_normalization(recipe)
+    return load_backbone(model.backbone, recipe.backbone.pretrained)
+
+
+def _warn_of_other_normalization(recipe: Recipe) -> None:
+    spec = recipe.backbone.pretrained
+    if not spec.startswith(TIMM_PREFIX):
+        return
+    theirs = get_timm_normalization(spec)
+    if theirs != (recipe.data.mean, recipe.data.std):
+        mean, std = (",".join(f"{value:g}" for value in values) for values in theirs)
+        warnings.warn(
+            f'{spec} was trained with another normalisation; --set "data.mean=[{mean}]" --set "data.std=[{std}]"',
+            TransferWarning,
+            stacklevel=3,
+        )
 
 
 def build_dataset(recipe: Recipe, root: Path | None, *, split: str) -> SegmentationDataset:
@@ -128,18 +179,22 @@ def build_optimizer(recipe: Recipe, model: Segmenter) -> torch.optim.Optimizer:
     )
 
 
-def describe_model(recipe: Recipe, *, step: int) -> ModelMetadata:
+def describe_model(recipe: Recipe, *, step: int, scores: tuple[Score, ...] = ()) -> ModelMetadata:
     """Return what must travel with the weights of a run after ``step`` steps."""
-    taxonomy = DATASETS[recipe.data.dataset].taxonomy
+    dataset = DATASETS[recipe.data.dataset]
+    taxonomy = dataset.taxonomy
     return ModelMetadata(
         architecture=describe_architecture(recipe),
         dataset=taxonomy.name,
         classes=taxonomy.classes,
         palette=taxonomy.palette,
         base_size=recipe.evaluation.base_size,
+        logits_resizes=recipe.evaluation.logits_resizes,
         recipe=recipe.model_dump(mode="json"),
         step=step,
         versions=versions(),
+        scores=scores,
+        data_licence=dataset.terms,
     )
 
 
@@ -155,69 +210,88 @@ def build_predictor(model: Segmenter, metadata: ModelMetadata) -> Predictor:
         lambda image: model(image).main,
         metadata.taxonomy,
         base_size=metadata.base_size,
+        logits_resizes=metadata.logits_resizes,
         align_corners=metadata.architecture.align_corners,
         device=next(model.parameters()).device,
     )
 
 
-def load_model(path: str | Path, *, device: str = "cpu") -> Segmenter:
+def load_model(
+    source: str | Path,
+    *,
+    device: str = "cpu",
+    num_classes: int | None = None,
+    replace_classifier: bool = False,
+    layout: str = "auto",
+    backbone: str | None = None,
+    output_stride: OutputStride | None = None,
+) -> Segmenter:
     """Load a trained network, in evaluation mode.
 
     Args:
-        path: A run folder or a model file.
+        source: A run folder, a file in any known layout, a published name such as ``ssseg:fcn_resnest101-d8_voc``, or
+            ``hf:owner/name@revision``.
         device: ``cpu``, ``cuda``, ``mps`` or ``auto``.
+        num_classes: The number of classes that the caller counts on; None takes what the file has.
+        replace_classifier: If the file has another number of classes, start classifiers for ``num_classes`` afresh.
+        layout: ``auto`` recognises it by its keys; else ``official``, ``timm``, ``mmseg``, ``ssseg`` or ``encoding``.
+        backbone: The network, where the keys fit two.
+        output_stride: Of the network, which weights do not show; None takes what the file or the registry says, or 8.
 
     Raises:
-        RunError: If the folder holds no model.
-        WeightsError: If the file cannot be read.
+        RunError: If there is no such file.
+        WeightsError: If it cannot be read, is of no known layout, or has another number of classes.
     """
-    return open_model(path, device=device)[0]
+    found = find_model(source, layout=layout, backbone=backbone, output_stride=output_stride)
+    found = found.with_classes(num_classes, replace_classifier=replace_classifier)
+    return _make_model(found, device=device)
 
 
-def load_predictor(path: str | Path, *, device: str = "auto") -> Predictor:
+def load_predictor(source: str | Path, *, device: str = "auto") -> Predictor:
     """Load a trained network, ready to label images.
 
     Args:
-        path: A run folder or a model file.
+        source: See `load_model`.
         device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``mps``.
 
     Raises:
-        RunError: If the folder holds no model.
-        WeightsError: If the file cannot be read.
+        RunError: If there is no such file.
+        WeightsError: If it cannot be read.
     """
-    return build_predictor(*open_model(path, device=device))
+    return open_predictor(source, device=device)[0]
 
 
-def open_model(path: str | Path, *, device: str) -> tuple[Segmenter, ModelMetadata]:
-    """Load a trained network and what it means; arguments and errors as `load_model`."""
-    file = find_model_file(Path(path))
-    state, metadata = read_model_file(file)
-    model = create_model(**dict(metadata.architecture))
-    load_strictly(model, state, path=file, fix="write the file again, or use the version of nestseg that wrote it")
-    return model.to(choose_device(device)).eval(), metadata
+def open_predictor(source: str | Path, *, device: str) -> tuple[Predictor, FoundModel]:
+    """Load a trained network, and say which file it was and what it means; arguments and errors as `load_predictor`."""
+    found = find_model(source)
+    return build_predictor(_make_model(found, device=device), found.metadata), found
 
 
-def find_model_file(path: Path) -> Path:
-    """Return the model file that a run folder or a path means.
+def find_model(
+    source: str | Path,
+    *,
+    layout: str = "auto",
+    backbone: str | None = None,
+    output_stride: OutputStride | None = None,
+) -> FoundModel:
+    """Read a whole model with the image size of its data set's published protocol, where a file does not say it.
 
-    Raises:
-        RunError: If there is none.
+    Arguments and errors as `nestseg.weights.model.read_model`.
     """
-    if path.is_file():
-        return path
-    if not path.exists():
-        raise RunError("E-RUN-001", "no such run folder or model file", fix="check the path", path=path)
-    file = path / MODEL_FILE
-    if not file.is_file():
-        checkpoints = sorted(path.glob(f"checkpoints/step-*/{MODEL_FILE}"))
-        fix = (
-            f"finish the run with: nestseg train {path}/recipe.yaml --data ROOT --run {path} --resume, "
-            f"or use {checkpoints[-1]}"
-            if checkpoints
-            else "pass the folder that nestseg train --run wrote, or a model file"
-        )
-        raise RunError("E-RUN-002", f"holds no {MODEL_FILE}", fix=fix, path=path)
-    return file
+    found = read_model(source, layout=layout, backbone=backbone, output_stride=output_stride)
+    if found.recognised is None:
+        return found
+    base_size = evaluation_base_size(found.metadata.dataset)
+    return found._replace(metadata=found.metadata.model_copy(update={"base_size": base_size}))
+
+
+def _make_model(found: FoundModel, *, device: str) -> Segmenter:
+    model = create_model(**dict(found.metadata.architecture))
+    load_strictly(
+        model, found.state, path=found.path, fix="write the file again, or use the version of nestseg that wrote it"
+    )
+    model.metadata = found.metadata
+    return model.to(choose_device(device)).eval()
 
 
 def choose_device(name: str) -> torch.device:

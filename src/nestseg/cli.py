@@ -16,6 +16,8 @@ from typing import NoReturn
 from nestseg.core.errors import NestsegError
 from nestseg.version import __version__
 
+_MODEL_HELP = "a run folder, a model file of any known layout, a published name, or hf:owner/name@revision"
+
 
 class _Parser(argparse.ArgumentParser):
     """argparse, with short errors: what is wrong and where the help is, not the whole usage."""
@@ -43,28 +45,85 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--run", type=Path, required=True, metavar="RUN", help="folder that the run is written to")
     _add_set(train)
     train.add_argument("--max-steps", type=int, metavar="N", help="shorten the run and its schedule to N steps")
+    train.add_argument("--init", metavar="MODEL", help=f"fine-tune {_MODEL_HELP}")
+    train.add_argument(
+        "--class-map",
+        action="append",
+        default=[],
+        metavar="NEW=OLD",
+        help="with --init: class NEW of the data set starts as class OLD of that model; may be repeated",
+    )
     train.add_argument("--resume", action="store_true", help="continue the run in RUN from its newest checkpoint")
     _add_device(train)
 
     evaluate = verbs.add_parser("evaluate", help="score a trained model on a split")
-    evaluate.add_argument("model", type=Path, metavar="RUN|MODEL", help="a run folder or a model file")
+    evaluate.add_argument("model", metavar="RUN|MODEL", help=_MODEL_HELP)
     evaluate.add_argument("--data", type=Path, metavar="ROOT", help="folder of the data set (none for toystreets)")
     evaluate.add_argument("--split", metavar="SPLIT", help="which part of it (default: the recipe's, mostly val)")
     evaluate.add_argument("--out", type=Path, metavar="DIR", help="default: RUN/evaluation")
     _add_device(evaluate)
 
     predict = verbs.add_parser("predict", help="label pictures")
-    predict.add_argument("model", type=Path, metavar="RUN|MODEL", help="a run folder or a model file")
+    predict.add_argument("model", metavar="RUN|MODEL", help=_MODEL_HELP)
     predict.add_argument("inputs", type=Path, nargs="+", metavar="INPUT", help="picture files, or folders of them")
     predict.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets STEM.png and STEM_overlay.png")
     predict.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
     _add_device(predict)
 
+    _add_weights(verbs)
+
     demo = verbs.add_parser("demo", help="train, evaluate and draw a small model on drawn streets, in minutes")
     demo.add_argument("--run", type=Path, default=Path("runs/demo"), metavar="RUN", help="default: %(default)s")
     for verb in (recipes, show, train, evaluate, predict, demo):
-        verb.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        _add_debug(verb)
     return parser
+
+
+def _add_weights(verbs: argparse._SubParsersAction[_Parser]) -> None:
+    weights = verbs.add_parser("weights", help="published weights: list, fetch, inspect, convert")
+    weights_verbs = weights.add_subparsers(dest="weights_verb", metavar="VERB", required=True, parser_class=_Parser)
+
+    listing = weights_verbs.add_parser("list", help="what is published, and what fits it")
+
+    fetch = weights_verbs.add_parser("fetch", help="get published weights into the cache, and check them")
+    fetch.add_argument("name", metavar="NAME", help="see: nestseg weights list")
+    fetch.add_argument("--from", dest="source", metavar="URL|FILE", help="another place that has the same file")
+
+    inspect = weights_verbs.add_parser("inspect", help="say what a file is, which network it fits, and what is wrong")
+    inspect.add_argument("model", metavar="FILE", help=_MODEL_HELP)
+    inspect.add_argument("--keys", action="store_true", help="list every key, in the file's names and in ours")
+    _add_layout(inspect)
+
+    convert = weights_verbs.add_parser("convert", help="write a file in another layout")
+    convert.add_argument("model", metavar="SRC", help=_MODEL_HELP)
+    convert.add_argument("out", type=Path, metavar="DST", help="a .safetensors or .pth file")
+    convert.add_argument(
+        "--to",
+        choices=("nestseg", "official", "mmseg", "ssseg", "encoding"),
+        default="nestseg",
+        help="default: nestseg",
+    )
+    convert.add_argument("--num-classes", type=int, metavar="K", help="start classifiers for K classes afresh")
+    _add_layout(convert)
+    for verb in (weights, listing, fetch, inspect, convert):
+        _add_debug(verb)
+
+
+def _add_layout(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--layout",
+        choices=("auto", "nestseg", "official", "timm", "mmseg", "ssseg", "encoding"),
+        default="auto",
+        help="of the file; auto recognises it by its keys",
+    )
+    parser.add_argument("--backbone", metavar="NAME", help="which network, where the keys fit two")
+    parser.add_argument(
+        "--output-stride", type=int, choices=(8, 16, 32), help="of the network; weights do not show it (default: 8)"
+    )
+
+
+def _add_debug(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
 def _add_set(parser: argparse.ArgumentParser) -> None:
@@ -140,19 +199,17 @@ def _recipes(arguments: argparse.Namespace) -> int:
         ("NAME", "SEGMENTOR", "BACKBONE", "STRIDE", "DATA SET", "LR/POLICY/BATCH/LENGTH", "MIOU %"),
         *list_recipes(),
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        sys.stdout.write(line.rstrip() + "\n")
+    _write_table(rows)
     return 0
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from nestseg.recipes import resolve_recipe
+    from nestseg.recipes import resolve_recipe, start_overrides
 
     overrides = list(arguments.overrides)
     if arguments.max_steps is not None:
         overrides.append(f"schedule.max_steps={arguments.max_steps}")
+    overrides += start_overrides(arguments.init, arguments.class_map)
     recipe = resolve_recipe(arguments.recipe, overrides)
 
     from nestseg.engine.train import train
@@ -196,6 +253,36 @@ def _predict(arguments: argparse.Namespace) -> int:
     return 3 if result.failed else 0
 
 
+def _weights(arguments: argparse.Namespace) -> int:
+    if arguments.weights_verb == "list":
+        from nestseg.weights.registry import WeightsRow, list_weights
+
+        header = [field.upper().replace("_", " ") for field in WeightsRow._fields]
+        _write_table([header, *list_weights()])
+        return 0
+    if arguments.weights_verb == "fetch":
+        from nestseg.weights.registry import fetch_weights
+
+        _say(str(fetch_weights(arguments.name, source=arguments.source, on_progress=_show_bytes)))
+        return 0
+    from nestseg.engine.weights import convert_weights, inspect_weights
+
+    options = {
+        "layout": arguments.layout,
+        "backbone": arguments.backbone,
+        "output_stride": arguments.output_stride,
+    }
+    if arguments.weights_verb == "inspect":
+        inspection = inspect_weights(arguments.model, keys=arguments.keys, **options)
+        _say(inspection.text)
+        return 1 if inspection.problems else 0
+    converted = convert_weights(
+        arguments.model, arguments.out, to=arguments.to, num_classes=arguments.num_classes, **options
+    )
+    _say(converted)
+    return 0
+
+
 def _demo(arguments: argparse.Namespace) -> int:
     from nestseg.engine.demo import demo
     from nestseg.engine.evaluate import format_scores
@@ -213,9 +300,29 @@ def _say(line: str) -> None:
     sys.stdout.flush()
 
 
+def _write_table(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        sys.stdout.write(line.rstrip() + "\n")
+
+
+def _show_bytes(done: int, total: int | None) -> None:
+    if sys.stderr.isatty():
+        whole = f" of {total / 1e6:.1f}" if total else ""
+        sys.stderr.write(f"\r{done / 1e6:.1f}{whole} MB" + ("\n" if done == total else ""))
+
+
 def _show_count(done: int, total: int) -> None:
     if sys.stderr.isatty():
         sys.stderr.write(f"\r{done}/{total} images" + ("\n" if done == total else ""))
 
 
-_VERBS = {"recipes": _recipes, "train": _train, "evaluate": _evaluate, "predict": _predict, "demo": _demo}
+_VERBS = {
+    "recipes": _recipes,
+    "train": _train,
+    "evaluate": _evaluate,
+    "predict": _predict,
+    "weights": _weights,
+    "demo": _demo,
+}

@@ -17,13 +17,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from nestseg.core.errors import RecipeError, nearest
+from nestseg.core.types import DilationVariant, Fusion, Norm, OutputStride, Segmentor
 
 Positive = Annotated[int, Field(ge=1)]
 SizeField = tuple[Positive, Positive]
 Rgb = tuple[float, float, float]
-SegmentorName = Literal["fcn", "pspnet", "deeplabv3", "deeplabv3plus"]
-DilationVariant = Literal["plain", "official", "timm"]
-NormName = Literal["batch", "frozen_batch", "group"]
 
 IMAGENET_MEAN: Rgb = (123.675, 116.28, 103.53)
 IMAGENET_STD: Rgb = (58.395, 57.12, 57.375)
@@ -41,12 +39,12 @@ class BackboneSection(Section):
     name: str
     """A key of `nestseg.models.resnest.BACKBONES`, such as resnest101 or resnest50-fast-2s1x64d."""
     pretrained: str = "none"
-    """``none``, or the path of a state dict in the authors' or timm's key layout."""
+    """Weights to start from: ``official:NAME``, a file in any known layout, ``hf:owner/name@revision``, or ``none``."""
     zero_init_residual: bool = False
     """Start every block as its shortcut; for training from random weights."""
     dilation_variant: DilationVariant = "plain"
     """Which of the three networks that share these weights is meant at output stride 8 and 16."""
-    norm: NormName = "batch"
+    norm: Norm = "batch"
     """Normalisation of the backbone; frozen_batch keeps statistics and affine as loaded."""
     frozen_stages: Annotated[int, Field(ge=0, le=4)] = 0
     """0 trains everything, 1 freezes the stem and stage 1, ... 4 the whole backbone."""
@@ -59,16 +57,20 @@ class HeadSection(Section):
     """Width of the head."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Probability of dropping a whole channel before the classifier."""
-    norm: NormName = "batch"
+    norm: Norm = "batch"
     """Normalisation of the decode and auxiliary heads."""
     align_corners: bool = False
     """Bilinear convention inside the head and for its logits."""
+    num_convs: Positive | None = None
+    """FCN only: number of 3x3 convolutions; null means 2."""
     concat_input: bool = False
-    """FCN only: also feed C5 to a third convolution, as mmsegmentation does."""
+    """FCN only: also feed C5 to one more convolution, as mmsegmentation does."""
     pool_scales: tuple[Positive, ...] | None = None
     """PSPNet only: sides of the pooled grids; null means 1, 2, 3, 6."""
     atrous_rates: tuple[Positive, Positive, Positive] | None = None
     """DeepLabV3 and V3+ only; null means 12, 24, 36 at output stride 8, 6, 12, 18 at 16 and 3, 6, 9 at 32."""
+    fusion: Fusion | None = None
+    """DeepLabV3 and V3+ only: how ASPP's branches become one map; null means full, one 3x3 convolution."""
     shortcut_channels: Positive | None = None
     """DeepLabV3+ only: width of the C2 shortcut; null means 48."""
 
@@ -82,6 +84,15 @@ class AuxiliaryHeadSection(Section):
     """Width; mmsegmentation's is 256."""
     loss_weight: Annotated[float, Field(ge=0)] = 0.4
     """Weight of its loss beside 1.0 for the decode head."""
+
+
+class InitSection(Section):
+    """A whole segmentation model to start from: fine-tuning."""
+
+    model: str | None = None
+    """A run folder, a model file in any known layout, a published name, or hf:owner/name@revision."""
+    class_map: dict[str, str] = {}
+    """Class of the data set -> class of that model, where their names differ; equal names need no entry."""
 
 
 class DataSection(Section):
@@ -189,6 +200,8 @@ class EvaluationSection(Section):
 
     base_size: SizeField | None
     """[short, long] that an image is resized to, keeping its ratio; null scores images as they are."""
+    logits_resizes: Literal[1, 2] = 1
+    """1: logits are upsampled straight to the image's own size. 2: first to the size the network saw."""
     every_steps: Positive | None = 5000
     """Steps between evaluations during training, one more at the end; null means none."""
     max_images: Positive | None = None
@@ -219,13 +232,14 @@ class Recipe(Section):
     """The recipe's name."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Decides initial weights, the order of samples, augmentation and dropout."""
-    segmentor: SegmentorName
+    segmentor: Segmentor
     """The decode head."""
-    output_stride: Literal[8, 16, 32] = 8
+    output_stride: OutputStride = 8
     """Stride of C5."""
     backbone: BackboneSection
     head: HeadSection = HeadSection()
     auxiliary_head: AuxiliaryHeadSection = AuxiliaryHeadSection()
+    init: InitSection = InitSection()
     data: DataSection
     augmentation: AugmentationSection
     optimizer: OptimizerSection = OptimizerSection()
@@ -257,7 +271,19 @@ class Recipe(Section):
         if self.optimizer.nesterov and (self.optimizer.name != "sgd" or self.optimizer.momentum == 0):
             raise ValueError("optimizer.nesterov needs optimizer.name sgd and optimizer.momentum above 0")
         if self.backbone.zero_init_residual and self.backbone.pretrained != "none":
-            raise ValueError("backbone.zero_init_residual would undo backbone.pretrained; set one of them")
+            raise ValueError(
+                "backbone.zero_init_residual would undo backbone.pretrained; for a start from noise set "
+                "backbone.pretrained=none"
+            )
+        if self.backbone.zero_init_residual and self.backbone.name.startswith("timm:"):
+            raise ValueError("backbone.zero_init_residual is for ResNeSt; set it to false for a backbone of timm")
+        if self.init.model is None and self.init.class_map:
+            raise ValueError("init.class_map is set without init.model; name the model whose classes it means")
+        if self.init.model is not None and (self.backbone.pretrained != "none" or self.backbone.zero_init_residual):
+            raise ValueError(
+                "init.model brings its own backbone; set backbone.pretrained=none and "
+                "backbone.zero_init_residual=false, or leave init.model out"
+            )
         return self
 
     def to_yaml(self) -> str:

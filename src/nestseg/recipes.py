@@ -10,6 +10,7 @@ Reference:
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,10 +20,11 @@ from typing import Any, NamedTuple, get_args
 import yaml
 
 from nestseg.core.errors import RecipeError, nearest
+from nestseg.core.types import Segmentor, Size
 from nestseg.data.datasets import DATASETS
-from nestseg.recipe import Recipe, SegmentorName, known_fields, validate_recipe
+from nestseg.recipe import Recipe, known_fields, validate_recipe
 
-SEGMENTORS: tuple[str, ...] = get_args(SegmentorName)
+SEGMENTORS: tuple[str, ...] = get_args(Segmentor)
 BACKBONES = (
     *(f"resnest{depth}" for depth in (14, 26, 50, 101, 200, 269)),
     *(
@@ -90,6 +92,7 @@ _DATASET_SECTIONS: Mapping[str, Mapping[str, Any]] = {
         "augmentation": {"base_size": (128, 256), "scale_range": (0.75, 1.5)},
         "schedule": {"epochs": 20},
         "evaluation": {"base_size": None, "every_steps": 500},
+        "backbone": {"pretrained": "none"},
     },
 }
 
@@ -121,6 +124,7 @@ _SPECIAL: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 
 _TUNED: Mapping[str, Mapping[str, Any]] = {
     "deeplabv3plus_resnest14-d16_camvid": {
+        "backbone.pretrained": "none",
         "backbone.zero_init_residual": True,
         "head.channels": 128,
         "auxiliary_head.enabled": False,
@@ -213,7 +217,8 @@ def resolve_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Args:
         source: A recipe name, or the path of a recipe file (ends in .yaml or .yml).
         overrides: ``"dotted.field=value"``; values are read as YAML. ``schedule.max_steps`` shortens the warm-up in
-            proportion, unless that is given too.
+            proportion, ``backbone.name`` brings its own published weights, ``init.model`` stands in for them, unless
+            ``schedule.warmup_steps`` or ``backbone.pretrained`` are given too.
 
     Raises:
         RecipeError: Unknown name, field or value; the message offers what is near and allowed.
@@ -232,6 +237,8 @@ def resolve_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         _assign(values, field, value)
     if "schedule.warmup_steps" not in changes:
         values["schedule"]["warmup_steps"] = _shortened_warmup(recipe, values["schedule"]["max_steps"])
+    if "backbone.pretrained" not in changes:
+        values["backbone"]["pretrained"] = _following_weights(recipe, values)
     changed = validate_recipe(values, source=str(source))
     if changed.data.batch_size != recipe.data.batch_size and "optimizer.lr" not in changes:
         scaled = recipe.optimizer.lr * changed.data.batch_size / recipe.data.batch_size
@@ -244,6 +251,30 @@ def resolve_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return changed
 
 
+def start_overrides(init: str | None, class_map: Sequence[str]) -> list[str]:
+    """Word ``--init MODEL`` and ``--class-map NEW=OLD`` as overrides.
+
+    Raises:
+        RecipeError: For a class map entry without ``=``.
+
+    Example:
+        >>> start_overrides("model.pth", ["tram=train"])
+        ['init.model="model.pth"', 'init.class_map={"tram": "train"}']
+    """
+    overrides = [] if init is None else [f"init.model={json.dumps(init)}"]
+    if class_map:
+        pairs = dict(entry.split("=", 1) for entry in class_map if "=" in entry)
+        if len(pairs) != len(class_map):
+            raise RecipeError(
+                "E-RECIPE-021",
+                "no '=' in it, or a class twice",
+                fix="write --class-map NEW=OLD, once a class",
+                path=f"--class-map {' --class-map '.join(class_map)}",
+            )
+        overrides.append(f"init.class_map={json.dumps(pairs)}")
+    return overrides
+
+
 def named_recipe(name: str) -> Recipe:
     """Return the recipe of a zoo name or of any valid combination, without overrides.
 
@@ -253,12 +284,13 @@ def named_recipe(name: str) -> Recipe:
     full_name, changes = _SPECIAL.get(name, (name, _TUNED.get(name, {})))
     parts = parse_name(full_name)
     sections = {section: dict(values) for section, values in _DATASET_SECTIONS[parts.dataset].items()}
+    backbone = {"name": parts.backbone, "pretrained": published_backbone(parts.backbone)}
     values: dict[str, Any] = {
         "name": name,
         "segmentor": parts.segmentor,
         "output_stride": parts.output_stride,
-        "backbone": {"name": parts.backbone},
         **sections,
+        "backbone": backbone | sections.get("backbone", {}),
     }
     recipe = validate_recipe(values, source=name)
     if not changes:
@@ -267,6 +299,29 @@ def named_recipe(name: str) -> Recipe:
     for field, value in changes.items():
         _assign(values, field, value)
     return validate_recipe(values, source=name)
+
+
+def published_backbone(name: str) -> str:
+    """Return the name of a backbone's published ImageNet weights, a value of ``backbone.pretrained``.
+
+    Example:
+        >>> published_backbone("resnest101"), published_backbone("resnest14")
+        ('official:resnest101', 'timm:resnest14')
+    """
+    if name.startswith("timm:"):
+        return name
+    return f"timm:{name}" if name in ("resnest14", "resnest26") else f"official:{name}"
+
+
+def evaluation_base_size(dataset: str) -> Size | None:
+    """Return the (short, long) side that images of a data set are resized to by its published protocol.
+
+    Example:
+        >>> evaluation_base_size("ade20k"), evaluation_base_size("camvid")
+        ((512, 2048), None)
+    """
+    size: Size | None = _DATASET_SECTIONS.get(dataset, {}).get("evaluation", {}).get("base_size")
+    return size
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -325,6 +380,16 @@ def _shortened_warmup(recipe: Recipe, max_steps: object) -> int:
     if length is None:
         return min(warmup, max_steps)
     return warmup * min(max_steps, length) // length
+
+
+def _following_weights(recipe: Recipe, values: Mapping[str, Any]) -> object:
+    """Say where the backbone starts when an override changes which backbone that is, or names a whole model instead."""
+    before, name = recipe.backbone, values["backbone"]["name"]
+    if values["init"]["model"] is not None:
+        return "none"
+    if before.pretrained == published_backbone(before.name) and isinstance(name, str):
+        return published_backbone(name)
+    return before.pretrained
 
 
 def _unknown(name: str, reason: str) -> RecipeError:

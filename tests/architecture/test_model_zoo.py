@@ -53,7 +53,7 @@ def results() -> dict[str, Any]:
 
 def _rows(page: str) -> list[list[str]]:
     lines = (line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| "))
-    return [cells for cells in lines if cells[-1].startswith("`")]
+    return [cells for cells in lines if NAME.fullmatch(cells[-1].strip("`"))]
 
 
 def test_the_page_is_fresh() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from nestseg.engine.evaluate import evaluate_model
-from nestseg.weights.files import read_model_file
+from nestseg.store.files import read_model_file
 
 SETTINGS = (
     # what depends on how a batch is split is switched off, so that only the split itself is tested

@@ -38,7 +38,7 @@ def test_every_path_in_the_readme_exists():
 
 
 def test_every_source_file_has_its_line():
-    listed = README + "".join(f"{name}.py" for name in ("ade20k", "cityscapes", "camvid"))
+    listed = README + "".join(f"{name}.py" for name in ("ade20k", "cityscapes", "camvid", "timm", "mmseg", "ssseg", "encoding", "ours"))
     folders = ("ops", "core", "heads")
     for path in (ROOT / "src" / "nestseg").rglob("*.py"):
         if path.stem.startswith("__") or path.stem == "version" or path.parent.name in folders:
@@ -46,13 +46,12 @@ def test_every_source_file_has_its_line():
         assert path.name in listed, f"{path.name} has no line in README.md"
 
 
-@pytest.mark.parametrize("verb", ["recipes", "train", "evaluate", "predict", "demo"])
+@pytest.mark.parametrize("verb", ["recipes", "train", "evaluate", "predict", "weights", "demo"])
 def test_every_verb_and_option_of_the_readme_exists(verb):
     lines = [line for line in README.splitlines() if line.startswith(f"nestseg {verb}")]
     assert lines
     actions = {action.dest: action for action in build_parser()._subparsers._group_actions[0].choices[verb]._actions}
     known = {option for action in actions.values() for option in action.option_strings}
-    if verb == "recipes":
-        show = actions["recipes_verb"].choices["show"]
-        known |= {option for action in show._actions for option in action.option_strings}
+    inner = actions[f"{verb}_verb"].choices.values() if f"{verb}_verb" in actions else ()
+    known |= {option for parser in inner for action in parser._actions for option in action.option_strings}
     assert set(re.findall(r"--[a-z-]+", " ".join(lines))) <= known

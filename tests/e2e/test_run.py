@@ -17,7 +17,7 @@ from nestseg.core.errors import NestsegError, RunError
 from nestseg.engine.train import train
 from nestseg.recipe import Recipe
 from nestseg.recipes import resolve_recipe
-from nestseg.weights.files import read_model_file
+from nestseg.store.files import read_model_file
 
 TINY = (
     "data.crop_size=[64, 64]",

@@ -57,7 +57,13 @@ def test_table_recipe_trains_evaluates_and_predicts_on_real_images(name, tmp_pat
     root = REAL_DATA / ROOTS[dataset]
     run = tmp_path / "run"
     # the network's own numbers stay; what costs minutes on a processor is made small
-    small = ["data.crop_size=[65, 97]", "data.batch_size=3", "optimizer.lr=0.001", "augmentation.base_size=[96, 192]"]
+    small = [
+        "backbone.pretrained=none",
+        "data.crop_size=[65, 97]",
+        "data.batch_size=3",
+        "optimizer.lr=0.001",
+        "augmentation.base_size=[96, 192]",
+    ]
     small += ["data.num_workers=0", "evaluation.base_size=[96, 192]", "evaluation.max_images=1", "checkpoint.keep=1"]
     options = [word for override in small for word in ("--set", override)]
     command = ["train", name, "--data", str(root), "--run", str(run), "--max-steps", "3", "--device", "cpu", *options]

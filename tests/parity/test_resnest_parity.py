@@ -8,7 +8,8 @@ import torch
 from resnest.torch import resnet as official
 from torch import Tensor, nn
 
-from nestseg.models.resnest import BACKBONES, DilationVariant, OutputStride, ResNeSt, ResNeStSpec
+from nestseg.core.types import DilationVariant, OutputStride
+from nestseg.models.resnest import BACKBONES, ResNeSt, ResNeStSpec
 
 TIMM_NAMES = {
     "resnest14": "resnest14d",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import uuid
 from collections.abc import Iterator
@@ -51,3 +52,20 @@ def sync_file(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def cache_folder() -> Path:
+    """Return where fetched files are kept: ``NESTSEG_CACHE``, else ``nestseg`` in the user's folder for caches."""
+    if chosen := os.environ.get("NESTSEG_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "nestseg").expanduser()
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file, 64 hex digits.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

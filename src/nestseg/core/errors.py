@@ -6,7 +6,7 @@ prints exactly that and no traceback.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Self
@@ -20,24 +20,31 @@ class NestsegError(Exception):
         reason: What was given and what is allowed, one line.
         fix: What to do about it, one line.
         path: The file, folder or field concerned; None when there is none.
+        table: Details, shown as further lines under the message.
     """
 
-    def __init__(self, code: str, reason: str, *, fix: str, path: str | Path | None = None) -> None:
-        self.code, self.reason, self.fix, self.path = code, reason, fix, path
+    def __init__(
+        self, code: str, reason: str, *, fix: str, path: str | Path | None = None, table: Sequence[str] = ()
+    ) -> None:
+        self.code, self.reason, self.fix, self.path, self.table = code, reason, fix, path, tuple(table)
         where = [] if path is None else [str(path)]
-        super().__init__(" | ".join([code, *where, reason, f"fix: {fix}"]))
+        super().__init__("\n".join([" | ".join([code, *where, reason, f"fix: {fix}"]), *self.table]))
 
     def at(self, path: str | Path) -> Self:
         """Return this error with a path, if it has none."""
-        return self if self.path is not None else type(self)(self.code, self.reason, fix=self.fix, path=path)
+        if self.path is not None:
+            return self
+        return type(self)(self.code, self.reason, fix=self.fix, path=path, table=self.table)
 
     def __reduce__(self) -> tuple[Callable[..., NestsegError], tuple[object, ...]]:
         # an exception pickles by its positional arguments, and a loader worker sends its errors pickled
-        return _rebuild, (type(self), self.code, self.reason, self.fix, self.path)
+        return _rebuild, (type(self), self.code, self.reason, self.fix, self.path, self.table)
 
 
-def _rebuild(kind: type[NestsegError], code: str, reason: str, fix: str, path: str | Path | None) -> NestsegError:
-    return kind(code, reason, fix=fix, path=path)
+def _rebuild(
+    kind: type[NestsegError], code: str, reason: str, fix: str, path: str | Path | None, table: Sequence[str]
+) -> NestsegError:
+    return kind(code, reason, fix=fix, path=path, table=table)
 
 
 class RecipeError(NestsegError, ValueError):
@@ -54,6 +61,10 @@ class ModelError(NestsegError, ValueError):
 
 class WeightsError(NestsegError, ValueError):
     """A weights file that cannot be read or does not fit (``E-WEIGHTS-...``)."""
+
+
+class DownloadError(NestsegError, ValueError):
+    """A file that could not be fetched, or is not the one that was meant (``E-DOWNLOAD-...``)."""
 
 
 class RunError(NestsegError, ValueError):

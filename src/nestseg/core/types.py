@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,21 @@ IGNORE_INDEX = 255
 
 Size = tuple[int, int]
 """Every size in this package: (height, width)."""
+
+Segmentor = Literal["fcn", "pspnet", "deeplabv3", "deeplabv3plus"]
+"""Names of the decode heads."""
+
+OutputStride = Literal[8, 16, 32]
+"""Stride of C5 with respect to the image."""
+
+DilationVariant = Literal["plain", "official", "timm"]
+"""Which of the networks that share ResNeSt's weights is meant where stages are dilated; see `ResNeSt`."""
+
+Norm = Literal["batch", "frozen_batch", "group"]
+"""``batch``: BatchNorm. ``frozen_batch``: BatchNorm that never changes. ``group``: GroupNorm."""
+
+Fusion = Literal["full", "separable", "projected"]
+"""How the branches of ASPP become one map; see `ASPP`."""
 
 
 class Sample(NamedTuple):

@@ -43,6 +43,7 @@ class CamVid(FileDataset):
 
     taxonomy = TAXONOMY
     splits = ("train", "val", "test")
+    terms = "research (CamVid); its page names no licence"
     official_counts: ClassVar[Mapping[str, int]] = {"train": 367, "val": 101, "test": 233}
     label_map = make_label_map({value: value for value in range(11)})
     label_values = frozenset(range(12))

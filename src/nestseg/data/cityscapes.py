@@ -54,6 +54,7 @@ class Cityscapes(FileDataset):
 
     taxonomy = TAXONOMY
     splits = ("train", "val")
+    terms = "non-commercial use, after registration (Cityscapes)"
     official_counts: ClassVar[Mapping[str, int]] = {"train": 2975, "val": 500}
     label_map = make_label_map({label_id: train_id for train_id, label_id in enumerate(_LABEL_IDS)})
     label_values = frozenset({*range(34), IGNORE_INDEX})

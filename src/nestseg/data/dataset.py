@@ -35,6 +35,9 @@ class SegmentationDataset(ABC):
     official_counts: ClassVar[Mapping[str, int]]
     """Pictures a split has as published. A folder that holds another number is fine: subsets are legal."""
 
+    terms: ClassVar[str] = "not stated"
+    """Under which terms the data may be used, in words; travels with models that were trained on it."""
+
     @abstractmethod
     def __init__(self, root: str | Path | None, split: str) -> None: ...
 

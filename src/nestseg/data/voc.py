@@ -51,6 +51,7 @@ class VOC(FileDataset):
 
     taxonomy = TAXONOMY
     splits = ("train", "trainaug", "val")
+    terms = "Flickr terms of use; research (PASCAL VOC 2012)"
     official_counts: ClassVar[Mapping[str, int]] = {"train": 1464, "trainaug": 10582, "val": 1449}
     label_map = make_label_map({value: value for value in range(21)})
     label_values = frozenset({*range(21), IGNORE_INDEX})

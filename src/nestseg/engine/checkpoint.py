@@ -7,7 +7,6 @@ name, flushed, and renamed; the newest one whose hashes match is the one to resu
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import uuid
@@ -19,11 +18,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from nestseg.core.disk import sync_file
+from nestseg.core.disk import sha256_of, sync_file
 from nestseg.core.errors import RunError, WeightsError
-from nestseg.weights.files import ModelMetadata, read_model_file, read_torch_file, write_model_file
+from nestseg.store.files import read_model_file, read_torch_file, write_model_file
+from nestseg.store.hub import MODEL_FILE
+from nestseg.store.metadata import ModelMetadata
 
-MODEL_FILE = "model.safetensors"
 STATE_FILE = "state.pt"
 META_FILE = "meta.json"
 
@@ -70,7 +70,7 @@ def save_checkpoint(
         temporary.mkdir(parents=True)
         write_model_file(temporary / MODEL_FILE, model, metadata)
         torch.save(dict(state), temporary / STATE_FILE)
-        files = {name: _sha256(temporary / name) for name in (MODEL_FILE, STATE_FILE)}
+        files = {name: sha256_of(temporary / name) for name in (MODEL_FILE, STATE_FILE)}
         meta = {"format": 1, "step": metadata.step, "versions": metadata.versions, "sha256": files}
         (temporary / META_FILE).write_text(json.dumps(meta, indent=2), encoding="utf-8")
         for name in (STATE_FILE, META_FILE):
@@ -109,7 +109,7 @@ def find_damage(folder: Path) -> str | None:
         meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
         expected = dict(meta["sha256"])
         for name in (MODEL_FILE, STATE_FILE):
-            if _sha256(folder / name) != expected[name]:
+            if sha256_of(folder / name) != expected[name]:
                 return f"{name} does not have the sha256 that {META_FILE} gives"
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{type(error).__name__}: {error}"
@@ -142,8 +142,3 @@ def load_latest(run: Path) -> Checkpoint:
 def _folders(run: Path) -> list[Path]:
     """Complete checkpoints, newest step first (by step, since clocks can jump)."""
     return sorted((run / "checkpoints").glob("step-*"), reverse=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from nestseg.build import build_predictor, find_model_file, open_model
+from nestseg.build import open_predictor
 from nestseg.core.disk import replaced_file
 from nestseg.core.dist import sum_over_ranks
 from nestseg.core.errors import DataError
@@ -38,6 +38,7 @@ class Evaluation:
         confusion: Pixel counts over all of them.
         scores: The scores of those counts.
         base_size: (short, long) that images were resized to before the network; None: not resized.
+        logits_resizes: How often the logits were upsampled, see `Predictor`.
     """
 
     dataset: str
@@ -47,6 +48,13 @@ class Evaluation:
     confusion: ConfusionMatrix
     scores: SegmentationScores
     base_size: tuple[int, int] | None
+    logits_resizes: int
+
+    @property
+    def protocol(self) -> str:
+        """How it was measured, in words."""
+        resizes = "" if self.logits_resizes == 1 else ", logits upsampled in two steps"
+        return f"single scale, whole image{resizes}"
 
 
 def evaluate(
@@ -107,11 +115,12 @@ def evaluate(
         confusion=confusion,
         scores=compute_scores(confusion, absent=ABSENT_RULES[taxonomy.name]),
         base_size=predictor.base_size,
+        logits_resizes=predictor.logits_resizes,
     )
 
 
 def evaluate_model(
-    path: Path,
+    source: str | Path,
     data_root: Path | None,
     *,
     split: str | None = None,
@@ -122,10 +131,11 @@ def evaluate_model(
     """Score a run or a model file, write ``metrics.json`` and pictures.
 
     Args:
-        path: A run folder or a model file.
+        source: See `nestseg.load_model`.
         data_root: Folder of the model's data set; None for one that needs no files.
         split: Which part of it; None takes the recipe's evaluation split.
-        out: Where to write; None means ``evaluation`` beside the model file.
+        out: Where to write; None means ``evaluation`` beside the model file; in the current folder for a
+            published name.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         on_image: Called with (images done, images in all).
 
@@ -135,12 +145,12 @@ def evaluate_model(
         DataError: If the data cannot be read.
         OSError: If the results cannot be written.
     """
-    file = find_model_file(path)
-    model, metadata = open_model(file, device=device)
-    predictor = build_predictor(model, metadata)
+    predictor, found = open_predictor(source, device=device)
+    metadata = found.metadata
     require_float32(predictor.device)
     split = split or (metadata.recipe or {}).get("data", {}).get("eval_split", "val")
-    folder = out or file.parent / "evaluation"
+    # beside the model where the user put it, but not in a cache
+    folder = out or (found.path.parent if Path(source).exists() else Path()) / "evaluation"
     result = evaluate(
         predictor,
         open_dataset(metadata.dataset, data_root, split),
@@ -148,7 +158,11 @@ def evaluate_model(
         pictures=folder / "pictures",
         on_image=on_image,
     )
-    context = {"model": file.name, "step": metadata.step, "versions": metadata.versions}
+    context = {
+        "model": str(source) if not Path(source).exists() else found.path.name,
+        "step": metadata.step,
+        "versions": metadata.versions,
+    }
     write_metrics(result, folder, context=context)
     return result
 
@@ -167,7 +181,7 @@ def format_scores(evaluation: Evaluation) -> str:
     rows += [
         f"{'mean':<{width}}  {percent(scores.mean_iou):>7}  {percent(scores.mean_accuracy):>7}",
         f"{'pixel accuracy':<{width}}  {'':>7}  {percent(scores.pixel_accuracy):>7}",
-        f"{evaluation.dataset} {evaluation.split}, {evaluation.num_images} images, single scale, whole image; "
+        f"{evaluation.dataset} {evaluation.split}, {evaluation.num_images} images, {evaluation.protocol}; "
         f"the mean is over {scores.num_classes_counted} of {len(classes)} classes",
     ]
     return "\n".join(rows)
@@ -200,6 +214,7 @@ def write_metrics(evaluation: Evaluation, folder: Path, *, context: Mapping[str,
             "scales": [1.0],
             "flip": False,
             "base_size": evaluation.base_size,
+            "logits_resizes": evaluation.logits_resizes,
             "absent_classes": ABSENT_RULES[evaluation.dataset],
             "ignored_pixels": "not counted",
         },

@@ -18,13 +18,13 @@ from torch import nn
 
 from nestseg.build import (
     BEST_FILE,
-    MODEL_FILE,
     build_dataset,
     build_model,
     build_optimizer,
     build_predictor,
     build_transform,
     describe_model,
+    initialise_model,
     versions,
 )
 from nestseg.core.disk import replaced_file
@@ -39,9 +39,12 @@ from nestseg.engine.launch import launch
 from nestseg.engine.log import Meter, RunLog
 from nestseg.engine.step import train_step
 from nestseg.models.segmenter import Segmenter, count_parameters
+from nestseg.models.timm_backbone import convert_sync_batch_norm
 from nestseg.optim import poly_lr
 from nestseg.recipe import Recipe
-from nestseg.weights.files import write_model_file
+from nestseg.store.files import write_model_file
+from nestseg.store.hub import MODEL_FILE
+from nestseg.store.metadata import Score
 
 RECIPE_FILE = "recipe.yaml"
 
@@ -79,9 +82,10 @@ def train(recipe: Recipe, data_root: Path | None, *, run: Path, device: str = "a
     plan = BatchPlan(num_samples=len(dataset), batch_size=recipe.data.batch_size, seed=recipe.seed)
     recipe = fill_max_steps(recipe, steps_per_epoch=plan.steps_per_epoch)
     torch.manual_seed(recipe.seed)
-    segmenter = build_model(recipe, pretrained=not resume)
+    segmenter = build_model(recipe)
+    start = None if resume else initialise_model(segmenter, recipe)
     if fabric.world_size > 1 and fabric.device.type == "cuda":
-        segmenter = nn.SyncBatchNorm.convert_sync_batchnorm(segmenter)  # type: ignore[no-untyped-call]
+        convert_sync_batch_norm(segmenter)
     # all that can be refused is refused before the folder is claimed
     segmenter.check_batch_size(plan.share(fabric.world_size))
     transform = build_transform(recipe)
@@ -122,6 +126,9 @@ def train(recipe: Recipe, data_root: Path | None, *, run: Path, device: str = "a
         start=job.step,
         silent=not fabric.is_global_zero,
     ) as log:
+        if start is not None:
+            log.record("init", step=0, description=start)
+            log.say(f"start: {start}")
         job.run(log)
     fabric.barrier()
     return run / MODEL_FILE
@@ -198,7 +205,7 @@ def _differences(saved: dict[str, Any], given: dict[str, Any], prefix: str = "")
 @final
 @dataclass(slots=True, kw_only=True)
 class _Job:
-    """A run in progress. A resume needs ``step``, ``best_mean_iou``, model, optimizer and random state."""
+    """A run in progress. A resume needs ``step``, ``best_mean_iou``, ``scores``, model, optimizer and random state."""
 
     fabric: Fabric
     recipe: Recipe
@@ -213,6 +220,8 @@ class _Job:
     plan: BatchPlan
     step: int = 0
     best_mean_iou: float = -1.0
+    scores: tuple[Score, ...] = ()
+    """The newest evaluation."""
 
     @property
     def max_steps(self) -> int:
@@ -279,7 +288,8 @@ class _Job:
                 with meter.paused():
                     self.save()
         if fabric.is_global_zero:
-            metadata = describe_model(recipe, step=self.step)
+            # it was evaluated at this step, if at all
+            metadata = describe_model(recipe, step=self.step, scores=self.scores)
             write_model_file(self.folder / MODEL_FILE, self.segmenter.state_dict(), metadata)
         log.record("end", step=self.step, best_mean_iou=self.best_mean_iou if self.eval_set else None)
 
@@ -302,6 +312,15 @@ class _Job:
             world_size=self.fabric.world_size,
         )
         scores = result.scores
+        self.scores = (
+            Score(
+                dataset=result.dataset,
+                split=result.split,
+                mean_iou=scores.mean_iou,
+                num_images=result.num_images,
+                protocol=result.protocol,
+            ),
+        )
         best = scores.mean_iou > self.best_mean_iou
         self.best_mean_iou = max(self.best_mean_iou, scores.mean_iou)
         log.record(
@@ -326,6 +345,7 @@ class _Job:
         }
         write_metrics(result, self.folder / "evaluation", context=context)
         if best:
+            metadata = metadata.model_copy(update={"scores": self.scores})
             write_model_file(self.folder / BEST_FILE, self.segmenter.state_dict(), metadata)
 
     def save(self) -> None:
@@ -348,6 +368,7 @@ class _Job:
                     "optimizer": self.optimizer.state_dict(),
                     "generators": generators,
                     "best_mean_iou": self.best_mean_iou,
+                    "scores": [score.model_dump() for score in self.scores],
                 },
                 metadata=describe_model(self.recipe, step=self.step),
                 keep=self.recipe.checkpoint.keep,
@@ -360,6 +381,7 @@ class _Job:
         self.segmenter.load_state_dict(checkpoint.model)
         self.optimizer.load_state_dict(checkpoint.state["optimizer"])
         self.step, self.best_mean_iou = checkpoint.step, checkpoint.state["best_mean_iou"]
+        self.scores = tuple(Score(**values) for values in checkpoint.state["scores"])
         generators = checkpoint.state["generators"]
         if len(generators) == self.fabric.world_size:
             mine = generators[self.fabric.global_rank]

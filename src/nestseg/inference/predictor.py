@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from nestseg.core.image_io import convert_image, read_image, write_labels
 from nestseg.core.resize import resize_image, scaled_size
 from nestseg.core.taxonomy import Taxonomy
 from nestseg.core.types import Size
-from nestseg.ops.upsample_argmax import upsample_argmax, upsample_argmax_confidence
+from nestseg.ops.upsample_argmax import upsample_argmax, upsample_argmax_confidence, upsample_logits
 
 LogitsFn = Callable[[Tensor], Tensor]
 """(N, 3, H, W) uint8 RGB on the predictor's device -> (N, K, h, w) float logits at any stride."""
@@ -87,12 +88,15 @@ class Prediction:
 class Predictor:
     """Predicts one image at a time: resize (keep ratio), logits, upsample to the image's own size, argmax.
 
-    The logits are upsampled once, bilinearly, straight to the original size: the published protocol.
+    The logits are upsampled once, bilinearly, straight to the original size. Numbers of mmsegmentation were made with
+    two steps, through the size that the network saw; ``logits_resizes=2`` repeats that. The two differ only where an
+    image was resized.
 
     Args:
         logits_fn: From a uint8 image to logits.
         taxonomy: The classes of the logits.
         base_size: (short, long) side that an image is resized to before the network; None leaves it as it is.
+        logits_resizes: How often the logits are upsampled, 1 or 2.
         align_corners: Grid rule by which the logits are upsampled, that of the model's training.
         device: Where ``logits_fn`` expects its input.
 
@@ -111,12 +115,14 @@ class Predictor:
         taxonomy: Taxonomy,
         *,
         base_size: Size | None = None,
+        logits_resizes: Literal[1, 2] = 1,
         align_corners: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
         self.logits_fn = logits_fn
         self.taxonomy = taxonomy
         self.base_size = base_size
+        self.logits_resizes = logits_resizes
         self.align_corners = align_corners
         self.device = torch.device(device)
 
@@ -142,6 +148,8 @@ class Predictor:
             pixels = resize_image(pixels, scaled_size(size, base=self.base_size))
         tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))[None].to(self.device)
         logits = self.logits_fn(tensor)
+        if self.logits_resizes == 2:
+            logits = upsample_logits(logits, (pixels.shape[0], pixels.shape[1]), align_corners=self.align_corners)
         if not confidence:
             labels = upsample_argmax(logits, size, align_corners=self.align_corners)
             return Prediction(labels=labels[0].cpu().numpy(), taxonomy=self.taxonomy)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, final, get_args
+from typing import final, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nestseg.core.errors import ModelError, nearest
-
-Norm = Literal["batch", "frozen_batch", "group"]
-"""``batch``: BatchNorm. ``frozen_batch``: BatchNorm that never changes. ``group``: GroupNorm."""
+from nestseg.core.types import Norm
 
 _MAX_GROUPS = 32
 _MIN_GROUP_CHANNELS = 16

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, Self, final, get_args
+from collections.abc import Iterator
+from typing import NamedTuple, Self, final, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nestseg.core.errors import ModelError, nearest
-from nestseg.models.blocks import Norm, SplitAttention, make_conv, make_norm
-
-OutputStride = Literal[8, 16, 32]
-DilationVariant = Literal["plain", "official", "timm"]
+from nestseg.core.types import DilationVariant, Norm, OutputStride
+from nestseg.models.backbone import Backbone
+from nestseg.models.blocks import SplitAttention, make_conv, make_norm
+from nestseg.models.timm_backbone import TIMM_PREFIX, TimmBackbone
 
 
 class ResNeStSpec(NamedTuple):
@@ -169,7 +170,7 @@ class Bottleneck(nn.Module):
 
 
 @final
-class ResNeSt(nn.Module):
+class ResNeSt(Backbone):
     """Deep stem and four stages of split-attention blocks; gives the features C2..C5.
 
     State-dict keys are the authors' without ``fc.*``, for every spec.
@@ -288,6 +289,10 @@ class ResNeSt(nn.Module):
             part.eval()
         return self
 
+    def one_pixel_norms(self) -> Iterator[nn.Module]:
+        """Find the norms of split attention; see `Backbone.one_pixel_norms`."""
+        return (module.bn1 for module in self.modules() if isinstance(module, SplitAttention))
+
     @torch.no_grad()
     def zero_residuals(self) -> None:
         """Set the last norm's weight of every block to zero, so that each block starts as its shortcut.
@@ -320,6 +325,66 @@ class ResNeSt(nn.Module):
         c4 = self.layer3(c3)
         c5 = self.layer4(c4)
         return c2, c3, c4, c5
+
+
+def build_backbone(
+    name: str,
+    *,
+    output_stride: OutputStride = 8,
+    dilation_variant: DilationVariant = "plain",
+    norm: Norm = "batch",
+    frozen_stages: int = 0,
+    in_channels: int = 3,
+) -> Backbone:
+    """Build a backbone with random weights from its name.
+
+    Args:
+        name: A name in `BACKBONES`, or ``timm:`` and one of timm's.
+        output_stride: Stride of C5.
+        dilation_variant: See `ResNeSt`; timm's networks have only their own, for which this stays ``plain``.
+        norm: Kind of norm; for timm's networks see `TimmBackbone`.
+        frozen_stages: See `ResNeSt` and `TimmBackbone`.
+        in_channels: Channels of the image.
+
+    Returns:
+        The backbone, in training mode.
+
+    Raises:
+        ModelError: If the name is unknown or the rest does not go with it.
+
+    Example:
+        >>> build_backbone("resnest14", output_stride=16).feature_channels
+        (256, 512, 1024, 2048)
+    """
+    if name.startswith(TIMM_PREFIX):
+        _check_arguments(output_stride, dilation_variant, frozen_stages, in_channels)
+        if dilation_variant != "plain":
+            raise ModelError(
+                "E-MODEL-035",
+                f"dilation variant {dilation_variant!r} for {name}; timm's networks are dilated in timm's way only",
+                fix="leave the dilation variant at plain",
+            )
+        return TimmBackbone(
+            name.removeprefix(TIMM_PREFIX),
+            output_stride=output_stride,
+            norm=norm,
+            frozen_stages=frozen_stages,
+            in_channels=in_channels,
+        )
+    if name not in BACKBONES:
+        raise ModelError(
+            "E-MODEL-017",
+            f"unknown backbone {name!r}; {nearest(name, BACKBONES)}",
+            fix="choose one of these, or one of timm's as timm:NAME",
+        )
+    return ResNeSt(
+        BACKBONES[name],
+        output_stride=output_stride,
+        dilation_variant=dilation_variant,
+        norm=norm,
+        frozen_stages=frozen_stages,
+        in_channels=in_channels,
+    )
 
 
 def _check_arguments(output_stride: int, dilation_variant: str, frozen_stages: int, in_channels: int) -> None:

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, Self, final
+from pathlib import Path
+from typing import Any, Self, final
 
 import torch
 from torch import Tensor, nn
 
 from nestseg.core.errors import ModelError, nearest
-from nestseg.core.types import SegLogits
-from nestseg.models.blocks import Norm, SplitAttention
-from nestseg.models.heads import HEADS, ASPPHead, DecodeHead, FCNHead, PSPHead, SeparableASPPHead
+from nestseg.core.taxonomy import Taxonomy
+from nestseg.core.types import DilationVariant, Fusion, Norm, OutputStride, SegLogits, Segmentor
+from nestseg.models.backbone import Backbone
+from nestseg.models.heads import HEADS, DecodeHead, FCNHead
 from nestseg.models.heads.aspp import ATROUS_RATES
-from nestseg.models.resnest import BACKBONES, DilationVariant, OutputStride, ResNeSt
+from nestseg.models.resnest import build_backbone
+from nestseg.store.hub import upload_pretrained, write_pretrained
+from nestseg.store.metadata import Architecture, ModelMetadata
+from nestseg.version import __version__
 
-Segmentor = Literal["fcn", "pspnet", "deeplabv3", "deeplabv3plus"]
-
-_HEAD_OPTIONS = {
-    "fcn": ("num_convs", "concat_input"),
-    "pspnet": ("pool_scales",),
-    "deeplabv3": ("atrous_rates",),
-    "deeplabv3plus": ("atrous_rates", "shortcut_channels"),
+_HEAD_OPTIONS: dict[str, dict[str, Any]] = {
+    "fcn": {"num_convs": 2, "concat_input": False},
+    "pspnet": {"pool_scales": (1, 2, 3, 6)},
+    "deeplabv3": {"atrous_rates": ATROUS_RATES, "fusion": "full"},
+    "deeplabv3plus": {"atrous_rates": ATROUS_RATES, "fusion": "full", "shortcut_channels": 48},
 }
+"""Options that belong to one segmentor or two, with what None stands for; rates depend on the output stride."""
+
+_UPSAMPLES_FEATURES = ("pspnet", "deeplabv3plus")
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 """Mean of ImageNet's pixels, RGB, range 0-255."""
@@ -47,8 +53,10 @@ class Segmenter(nn.Module):
         std: What each channel is divided by afterwards.
 
     Attributes:
-        mean: Non-persistent buffer, (1, C, 1, 1).
-        std: Non-persistent buffer, (1, C, 1, 1).
+        mean: Non-persistent buffer, (C, 1, 1).
+        std: Non-persistent buffer, (C, 1, 1).
+        architecture: The arguments of `create_model`; None for a network put together by hand.
+        metadata: What the weights mean; None unless they were loaded from a file.
 
     Shape:
         - image: (N, C, H, W) uint8, or another dtype in the range that mean and std are for; RGB when C is 3
@@ -70,7 +78,7 @@ class Segmenter(nn.Module):
 
     def __init__(
         self,
-        backbone: ResNeSt,
+        backbone: Backbone,
         decode_head: DecodeHead,
         *,
         auxiliary_head: DecodeHead | None = None,
@@ -93,6 +101,8 @@ class Segmenter(nn.Module):
         self.register_buffer("mean", torch.tensor(self._mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(self._std)[:, None, None], persistent=False)
         self._warned_of_batch_norm = False
+        self.architecture: Architecture | None = None
+        self.metadata: ModelMetadata | None = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # Every move between devices and dtypes comes through here. mean and std are in no state dict: fill
@@ -119,10 +129,89 @@ class Segmenter(nn.Module):
             auxiliary = self.auxiliary_head(features)
         return SegLogits(main=self.decode_head(features), auxiliary=auxiliary)
 
+    def save_pretrained(
+        self, folder: str | Path, *, taxonomy: Taxonomy | None = None, licence: str | None = None
+    ) -> None:
+        """Write ``model.safetensors``, ``config.json`` and a model card, ready for `nestseg.load_model` and the Hub.
+
+        Args:
+            folder: Made if absent; files of these names there are replaced.
+            taxonomy: Names and colours of the classes; None takes those that the weights came with.
+            licence: Licence of the weights, such as ``apache-2.0``; None takes the one that they came with.
+
+        Raises:
+            ModelError: If the classes are unknown, or the network was put together by hand.
+            WeightsError: If the folder cannot be written.
+        """
+        write_pretrained(Path(folder), self.state_dict(), self.describe(taxonomy, licence=licence))
+
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        taxonomy: Taxonomy | None = None,
+        licence: str | None = None,
+        private: bool = False,
+    ) -> str:
+        """Upload what `save_pretrained` writes to the Hugging Face Hub; needs ``pip install "nestseg[hub]"``.
+
+        Args:
+            repository: ``owner/name``; made if absent.
+            taxonomy: See `save_pretrained`.
+            licence: See `save_pretrained`.
+            private: Whether a new repository is private.
+
+        Returns:
+            What `nestseg.load_model` takes to load exactly this upload, ``hf:owner/name@revision``.
+
+        Raises:
+            ModelError: As `save_pretrained`.
+            WeightsError: If the Hub cannot be reached or refuses.
+        """
+        return upload_pretrained(
+            repository, self.state_dict(), self.describe(taxonomy, licence=licence), private=private
+        )
+
+    def describe(self, taxonomy: Taxonomy | None = None, *, licence: str | None = None) -> ModelMetadata:
+        """Return what travels with the weights.
+
+        Args:
+            taxonomy: See `save_pretrained`.
+            licence: See `save_pretrained`.
+
+        Raises:
+            ModelError: If the classes are unknown, or the network was put together by hand.
+        """
+        if self.metadata is not None and taxonomy is None:
+            return self.metadata if licence is None else self.metadata.model_copy(update={"licence": licence})
+        if self.architecture is None:
+            raise ModelError(
+                "E-MODEL-022",
+                "nobody knows which arguments built this network",
+                fix="build it with nestseg.create_model",
+            )
+        if taxonomy is None or taxonomy.num_classes != self.architecture.num_classes:
+            raise ModelError(
+                "E-MODEL-023",
+                f"{'no' if taxonomy is None else taxonomy.num_classes} class names for a network of "
+                f"{self.architecture.num_classes} classes",
+                fix="pass taxonomy=nestseg.Taxonomy(name=..., classes=(...), palette=(...))",
+            )
+        return ModelMetadata(
+            architecture=self.architecture,
+            dataset=taxonomy.name,
+            classes=taxonomy.classes,
+            palette=taxonomy.palette,
+            base_size=None,
+            recipe=None,
+            step=0,
+            versions={"nestseg": __version__, "torch": torch.__version__},
+            licence=licence,
+        )
+
     def _one_pixel_norms(self) -> Iterator[tuple[str, nn.Module]]:
-        for module in self.backbone.modules():
-            if isinstance(module, SplitAttention):
-                yield "backbone", module.bn1
+        for norm in self.backbone.one_pixel_norms():
+            yield "backbone", norm
         if self.decode_head.pools_to_one_pixel:
             for module in self.decode_head.modules():
                 yield "head", module
@@ -192,6 +281,7 @@ def create_model(
     concat_input: bool = False,
     pool_scales: Sequence[int] | None = None,
     atrous_rates: Sequence[int] | None = None,
+    fusion: Fusion | None = None,
     shortcut_channels: int | None = None,
 ) -> Segmenter:
     """Build a segmenter with random weights.
@@ -200,7 +290,7 @@ def create_model(
 
     Args:
         segmentor: Which head.
-        backbone: A name in `BACKBONES`.
+        backbone: A name in `BACKBONES`, or ``timm:NAME`` for a network of timm, see `TimmBackbone`.
         num_classes: Classes K, 1 to 255.
         output_stride: Stride of C5.
         dilation_variant: See `ResNeSt`.
@@ -220,6 +310,7 @@ def create_model(
         concat_input: fcn: whether C5 joins the output of the convolutions.
         pool_scales: pspnet: side of each pooling grid; None is 1, 2, 3, 6.
         atrous_rates: deeplabv3, deeplabv3plus: dilations; None is what `ATROUS_RATES` has for the stride.
+        fusion: deeplabv3, deeplabv3plus: how ASPP's branches become one map, see `ASPP`; None is ``full``.
         shortcut_channels: deeplabv3plus: width that C2 is reduced to; None is 48.
 
     Returns:
@@ -239,17 +330,12 @@ def create_model(
             f"unknown segmentor {segmentor!r}; {nearest(segmentor, HEADS)}",
             fix="choose one of these",
         )
-    if backbone not in BACKBONES:
-        raise ModelError(
-            "E-MODEL-017",
-            f"unknown backbone {backbone!r}; {nearest(backbone, BACKBONES)}",
-            fix="choose one of these",
-        )
-    given = {
+    given: dict[str, Any] = {
         "num_convs": num_convs,
         "concat_input": concat_input,
         "pool_scales": pool_scales,
         "atrous_rates": atrous_rates,
+        "fusion": fusion,
         "shortcut_channels": shortcut_channels,
     }
     for option, value in given.items():
@@ -266,8 +352,8 @@ def create_model(
             f"auxiliary_channels={auxiliary_channels} given without an auxiliary head",
             fix="leave auxiliary_channels out, or auxiliary=True",
         )
-    net = ResNeSt(
-        BACKBONES[backbone],
+    net = build_backbone(
+        backbone,
         output_stride=output_stride,
         dilation_variant=dilation_variant,
         norm=backbone_norm,
@@ -275,49 +361,18 @@ def create_model(
         in_channels=in_channels,
     )
     channels = net.feature_channels
-    rates = ATROUS_RATES[output_stride] if atrous_rates is None else atrous_rates
-    head: DecodeHead
-    match segmentor:
-        case "fcn":
-            head = FCNHead(
-                channels,
-                num_classes=num_classes,
-                channels=head_channels,
-                num_convs=2 if num_convs is None else num_convs,
-                concat_input=concat_input,
-                dropout=dropout,
-                norm=head_norm,
-            )
-        case "pspnet":
-            head = PSPHead(
-                channels,
-                num_classes=num_classes,
-                channels=head_channels,
-                pool_scales=(1, 2, 3, 6) if pool_scales is None else pool_scales,
-                dropout=dropout,
-                norm=head_norm,
-                align_corners=align_corners,
-            )
-        case "deeplabv3":
-            head = ASPPHead(
-                channels,
-                num_classes=num_classes,
-                channels=head_channels,
-                atrous_rates=rates,
-                dropout=dropout,
-                norm=head_norm,
-            )
-        case "deeplabv3plus":
-            head = SeparableASPPHead(
-                channels,
-                num_classes=num_classes,
-                channels=head_channels,
-                atrous_rates=rates,
-                shortcut_channels=48 if shortcut_channels is None else shortcut_channels,
-                dropout=dropout,
-                norm=head_norm,
-                align_corners=align_corners,
-            )
+    options = {
+        name: default if given[name] is None else given[name]
+        for name, default in _HEAD_OPTIONS.get(segmentor, {}).items()
+    }
+    if options.get("atrous_rates") is ATROUS_RATES:
+        options["atrous_rates"] = ATROUS_RATES[output_stride]
+    recorded = {name: None for name in given if name not in options} | {"concat_input": False} | options
+    if segmentor in _UPSAMPLES_FEATURES:
+        options["align_corners"] = align_corners
+    head = HEADS[segmentor](
+        channels, num_classes=num_classes, channels=head_channels, dropout=dropout, norm=head_norm, **options
+    )
     auxiliary_head = None
     if auxiliary:
         auxiliary_head = FCNHead(
@@ -329,7 +384,26 @@ def create_model(
             dropout=dropout,
             norm=head_norm,
         )
-    return Segmenter(net, head, auxiliary_head=auxiliary_head, mean=mean, std=std)
+    model = Segmenter(net, head, auxiliary_head=auxiliary_head, mean=mean, std=std)
+    model.architecture = Architecture(
+        segmentor=segmentor,
+        backbone=backbone,
+        num_classes=num_classes,
+        output_stride=output_stride,
+        dilation_variant=dilation_variant,
+        auxiliary=auxiliary,
+        mean=tuple(mean),
+        std=tuple(std),
+        backbone_norm=backbone_norm,
+        head_norm=head_norm,
+        frozen_stages=frozen_stages,
+        head_channels=head_channels,
+        auxiliary_channels=(auxiliary_channels or 512) if auxiliary else None,
+        dropout=dropout,
+        align_corners=align_corners,
+        **recorded,
+    )
+    return model
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -45,7 +45,7 @@ def upsample_argmax(logits: Tensor, size: Size, *, align_corners: bool = False) 
         >>> upsample_argmax(scores, (1, 4)).tolist()
         [[[1, 1, 0, 0]]]
     """
-    return _upsample(logits, size, align_corners=align_corners).argmax(dim=1).to(torch.uint8)
+    return upsample_logits(logits, size, align_corners=align_corners).argmax(dim=1).to(torch.uint8)
 
 
 def upsample_argmax_confidence(logits: Tensor, size: Size, *, align_corners: bool = False) -> LabelsAndConfidence:
@@ -69,7 +69,7 @@ def upsample_argmax_confidence(logits: Tensor, size: Size, *, align_corners: boo
         >>> upsample_argmax_confidence(logits, (1, 2)).confidence.tolist()
         [[[0.25, 0.25]]]
     """
-    scores = _upsample(logits, size, align_corners=align_corners)
+    scores = upsample_logits(logits, size, align_corners=align_corners)
     labels = scores.argmax(dim=1, keepdim=True)
     best = scores.gather(1, labels).squeeze(1)
     confidence = torch.exp(best - torch.logsumexp(scores, dim=1))
@@ -77,11 +77,19 @@ def upsample_argmax_confidence(logits: Tensor, size: Size, *, align_corners: boo
     return LabelsAndConfidence(labels.squeeze(1).to(torch.uint8), confidence.clamp(max=1))
 
 
-def _upsample(logits: Tensor, size: Size, *, align_corners: bool) -> Tensor:
-    """Upsample to channels-last scores, over which argmax runs 1.2 to 5 times as fast on CPU as over NCHW.
+def upsample_logits(logits: Tensor, size: Size, *, align_corners: bool = False) -> Tensor:
+    """Upsample logits bilinearly.
+
+    Args:
+        logits: Class scores at any stride. Half precision is widened to float32 before upsampling.
+        size: (height, width) of the result.
+        align_corners: Grid rule; True only for weights trained that way.
+
+    Returns:
+        Channels-last scores, over which argmax runs 1.2 to 5 times as fast on CPU as over NCHW.
 
     Shape:
-        - logits: (N, K, h, w) float
+        - logits: (N, K, h, w) float, K at most 255
         - returns: (N, K, H, W) float32 or float64
     """
     assert logits.ndim == 4, f"logits {tuple(logits.shape)}; expected (N, K, h, w)"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from nestseg.models.heads.aspp import ASPPHead
 from nestseg.models.heads.base import DecodeHead
 from nestseg.models.heads.fcn import FCNHead
 from nestseg.models.heads.psp import PSPHead
 from nestseg.models.heads.sep_aspp import SeparableASPPHead
 
-HEADS: dict[str, type[DecodeHead]] = {
+HEADS: dict[str, Callable[..., DecodeHead]] = {
     "fcn": FCNHead,
     "pspnet": PSPHead,
     "deeplabv3": ASPPHead,

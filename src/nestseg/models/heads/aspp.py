@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import final
+from typing import final, get_args
 
 import torch
 from torch import Tensor, nn
 
-from nestseg.core.errors import ModelError
-from nestseg.models.blocks import ConvNormReLU, Norm, SeparableConv
+from nestseg.core.errors import ModelError, nearest
+from nestseg.core.types import Fusion, Norm
+from nestseg.models.blocks import ConvNormReLU, SeparableConv
 from nestseg.models.heads.base import DecodeHead
 
 ATROUS_RATES: dict[int, tuple[int, ...]] = {8: (12, 24, 36), 16: (6, 12, 18), 32: (3, 6, 9)}
@@ -18,13 +19,16 @@ ATROUS_RATES: dict[int, tuple[int, ...]] = {8: (12, 24, 36), 16: (6, 12, 18), 32
 
 @final
 class ASPP(nn.Module):
-    """Parallel 1x1, atrous 3x3 and image-pool branches, concatenated in this order and fused by a 3x3.
+    """Parallel 1x1, atrous 3x3 and image-pool branches, concatenated in this order and fused.
 
     Args:
         in_channels: Channels of the input.
         channels: Width of each branch and of the result.
         atrous_rates: Dilation of each 3x3 branch.
         separable: Whether the 3x3 branches are depthwise separable.
+        fusion: ``full``: a 3x3 convolution (sssegmentation, mmsegmentation). ``separable``: a depthwise separable
+            one. ``projected``: a 1x1 convolution, dropout of half the channels, then a 3x3 convolution
+            (PyTorch-Encoding, torchvision).
         norm: Kind of norm.
 
     Shape:
@@ -32,15 +36,15 @@ class ASPP(nn.Module):
         - returns: (N, channels, H, W) float, at least 0
 
     Raises:
-        ModelError: If there is no rate, or one below 1.
+        ModelError: If there is no rate, or one below 1, or the fusion is unknown.
 
     Reference:
         Chen et al., "Rethinking Atrous Convolution" (DeepLabV3), 2017, section 3.3;
         separable: Chen et al., DeepLabV3+, 2018, section 3.1.
 
     Deviations:
-        The paper is 256 wide and fuses by 1x1; this is 512 wide and fuses by 3x3, as sssegmentation and
-        mmsegmentation. mmsegmentation concatenates the image pool first, this last.
+        The paper is 256 wide and fuses by 1x1; this is by default 512 wide and fuses by 3x3, as sssegmentation
+        and mmsegmentation. mmsegmentation concatenates the image pool first, this last.
     """
 
     def __init__(
@@ -50,6 +54,7 @@ class ASPP(nn.Module):
         *,
         atrous_rates: Sequence[int],
         separable: bool = False,
+        fusion: Fusion = "full",
         norm: Norm = "batch",
     ) -> None:
         super().__init__()
@@ -68,7 +73,7 @@ class ASPP(nn.Module):
                 else ConvNormReLU(in_channels, channels, kernel_size=3, dilation=rate, norm=norm)
             )
         self.image_pool = ConvNormReLU(in_channels, channels, norm=norm)
-        self.fuse = ConvNormReLU((len(self.branches) + 1) * channels, channels, kernel_size=3, norm=norm)
+        self.fuse = _make_fusion(fusion, (len(self.branches) + 1) * channels, channels, norm=norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """Run all branches on the same map and fuse them."""
@@ -76,6 +81,22 @@ class ASPP(nn.Module):
         pooled = self.image_pool(x.mean((2, 3), keepdim=True)).expand(-1, -1, x.shape[2], x.shape[3])
         out: Tensor = self.fuse(torch.cat([*(branch(x) for branch in self.branches), pooled], dim=1))
         return out
+
+
+def _make_fusion(fusion: Fusion, in_channels: int, channels: int, *, norm: Norm) -> nn.Module:
+    if fusion == "full":
+        return ConvNormReLU(in_channels, channels, kernel_size=3, norm=norm)
+    if fusion == "separable":
+        return SeparableConv(in_channels, channels, norm=norm)
+    if fusion == "projected":
+        return nn.Sequential(
+            ConvNormReLU(in_channels, channels, norm=norm),
+            nn.Dropout2d(0.5),
+            ConvNormReLU(channels, channels, kernel_size=3, norm=norm),
+        )
+    raise ModelError(
+        "E-MODEL-021", f"unknown fusion {fusion!r}; {nearest(fusion, get_args(Fusion))}", fix="choose one of these"
+    )
 
 
 @final
@@ -87,6 +108,7 @@ class ASPPHead(DecodeHead):
         num_classes: Classes K, 1 to 255.
         channels: Width of each branch and of the fused map.
         atrous_rates: Dilation of each 3x3 branch; `ATROUS_RATES` has those that fit an output stride.
+        fusion: How the branches are fused, see `ASPP`.
         dropout: Probability of dropping a channel before the classifier.
         norm: Kind of norm.
 
@@ -108,11 +130,12 @@ class ASPPHead(DecodeHead):
         num_classes: int,
         channels: int = 512,
         atrous_rates: Sequence[int] = ATROUS_RATES[8],
+        fusion: Fusion = "full",
         dropout: float = 0.1,
         norm: Norm = "batch",
     ) -> None:
         super().__init__(channels=channels, num_classes=num_classes, dropout=dropout)
-        self.aspp = ASPP(feature_channels[3], channels, atrous_rates=atrous_rates, norm=norm)
+        self.aspp = ASPP(feature_channels[3], channels, atrous_rates=atrous_rates, fusion=fusion, norm=norm)
 
     @property
     def pools_to_one_pixel(self) -> bool:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from nestseg.core.errors import ModelError
-from nestseg.models.blocks import ConvNormReLU, Norm, pool_grids, resize_features
+from nestseg.core.types import Norm
+from nestseg.models.blocks import ConvNormReLU, pool_grids, resize_features
 from nestseg.models.heads.base import DecodeHead
 
 

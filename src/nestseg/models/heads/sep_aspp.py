@@ -8,7 +8,8 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from nestseg.models.blocks import ConvNormReLU, Norm, SeparableConv, resize_features
+from nestseg.core.types import Fusion, Norm
+from nestseg.models.blocks import ConvNormReLU, SeparableConv, resize_features
 from nestseg.models.heads.aspp import ASPP, ATROUS_RATES
 from nestseg.models.heads.base import DecodeHead
 
@@ -22,6 +23,7 @@ class SeparableASPPHead(DecodeHead):
         num_classes: Classes K, 1 to 255.
         channels: Width of the ASPP branches and of the refined map.
         atrous_rates: Dilation of each 3x3 branch; `ATROUS_RATES` has those that fit an output stride.
+        fusion: How the branches are fused, see `ASPP`.
         shortcut_channels: Width that C2 is reduced to.
         dropout: Probability of dropping a channel before the classifier.
         norm: Kind of norm.
@@ -36,8 +38,8 @@ class SeparableASPPHead(DecodeHead):
         figure 2.
 
     Deviations:
-        512 wide (the paper: 256). The fusion of the branches is a full 3x3 (the paper: 1x1), and the last two
-        3x3 are separable (the paper: full), as in sssegmentation and mmsegmentation.
+        512 wide (the paper: 256). The fusion of the branches is by default a full 3x3 (the paper: 1x1), and the last
+        two 3x3 are separable (the paper: full), as in sssegmentation and mmsegmentation.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class SeparableASPPHead(DecodeHead):
         num_classes: int,
         channels: int = 512,
         atrous_rates: Sequence[int] = ATROUS_RATES[8],
+        fusion: Fusion = "full",
         shortcut_channels: int = 48,
         dropout: float = 0.1,
         norm: Norm = "batch",
@@ -54,7 +57,9 @@ class SeparableASPPHead(DecodeHead):
     ) -> None:
         super().__init__(channels=channels, num_classes=num_classes, dropout=dropout)
         self.align_corners = align_corners
-        self.aspp = ASPP(feature_channels[3], channels, atrous_rates=atrous_rates, separable=True, norm=norm)
+        self.aspp = ASPP(
+            feature_channels[3], channels, atrous_rates=atrous_rates, separable=True, fusion=fusion, norm=norm
+        )
         self.shortcut = ConvNormReLU(feature_channels[0], shortcut_channels, norm=norm)
         self.refine = nn.Sequential(
             SeparableConv(channels + shortcut_channels, channels, norm=norm),
