@@ -209,7 +209,7 @@ def test_taken_folder_and_other_recipe_are_refused(finished_run, tmp_path):
     [
         ("data.batch_size=1", "E-MODEL-015"),
         ("augmentation.photometric={contrast: [1.5, 0.5]}", "E-RECIPE-061"),
-        ("backbone.pretrained=absent.pth", "E-WEIGHTS-001"),
+        ("backbone.pretrained=absent.pth", "E-RUN-001"),
         ("data.eval_split=tesst", "E-DATA-021"),
     ],
 )
@@ -228,12 +228,14 @@ def test_loss_that_is_not_finite_stops_before_a_checkpoint(tmp_path):
 
 
 def test_pretrained_backbone_is_where_training_starts(tmp_path):
-    from nestseg.build import build_model
+    from nestseg.build import build_model, initialise_model
     from nestseg.models.resnest import BACKBONES, ResNeSt
 
     torch.manual_seed(5)
     source = ResNeSt(BACKBONES["resnest14"]).state_dict()
     torch.save(source, tmp_path / "official.pth")
     changes = [f"backbone.pretrained={tmp_path}/official.pth", "backbone.zero_init_residual=false"]
-    model = build_model(resolve_recipe("demo", changes))
+    recipe = resolve_recipe("demo", changes)
+    model = build_model(recipe)
+    assert "official.pth" in initialise_model(model, recipe)
     assert all(torch.equal(value, source[name]) for name, value in model.backbone.state_dict().items())
