@@ -70,6 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
     _add_device(predict)
 
+    _add_data(verbs)
     _add_weights(verbs)
 
     demo = verbs.add_parser("demo", help="train, evaluate and draw a small model on drawn streets, in minutes")
@@ -77,6 +78,27 @@ def build_parser() -> argparse.ArgumentParser:
     for verb in (recipes, show, train, evaluate, predict, demo):
         _add_debug(verb)
     return parser
+
+
+def _add_data(verbs: argparse._SubParsersAction[_Parser]) -> None:
+    data = verbs.add_parser("data", help="data sets: prepare, verify")
+    data_verbs = data.add_subparsers(dest="data_verb", metavar="VERB", required=True, parser_class=_Parser)
+
+    prepare = data_verbs.add_parser("prepare", help="unpack the official archives into the layout, with a manifest")
+    prepare.add_argument("dataset", metavar="voc|ade20k|cityscapes|camvid", help="which data set")
+    prepare.add_argument("--root", type=Path, required=True, metavar="ROOT", help="folder that gets it")
+    source = prepare.add_mutually_exclusive_group()
+    source.add_argument("--archives", type=Path, metavar="DIR", help="folder that holds the official archives")
+    source.add_argument("--download", action="store_true", help="fetch what can be had without a login")
+
+    verify = data_verbs.add_parser("verify", help="find every problem in one pass, with a fix for each")
+    verify.add_argument("dataset", metavar="NAME|DATASET.yaml", help="a name, or the file that describes yours")
+    verify.add_argument("--data", type=Path, metavar="ROOT", help="folder of the data set")
+    verify.add_argument("--split", action="append", default=[], metavar="SPLIT", help="default: all; may be repeated")
+    verify.add_argument("--json", type=Path, metavar="OUT", help="write the report as JSON too")
+    verify.add_argument("--num-workers", type=int, metavar="N", help="processes (default: one a core)")
+    for verb in (data, prepare, verify):
+        _add_debug(verb)
 
 
 def _add_weights(verbs: argparse._SubParsersAction[_Parser]) -> None:
@@ -253,6 +275,34 @@ def _predict(arguments: argparse.Namespace) -> int:
     return 3 if result.failed else 0
 
 
+def _data(arguments: argparse.Namespace) -> int:
+    if arguments.data_verb == "prepare":
+        from nestseg.data.prepare import format_prepared, prepare_dataset
+
+        prepared = prepare_dataset(
+            arguments.dataset,
+            arguments.root,
+            archives=arguments.archives,
+            download=arguments.download,
+            on_progress=_show_progress,
+        )
+        _say(format_prepared(prepared))
+        return 0
+    from nestseg.data.verify import format_report, verify_named, write_report
+
+    report = verify_named(
+        arguments.dataset,
+        arguments.data,
+        splits=arguments.split,
+        num_workers=arguments.num_workers,
+        on_progress=lambda done, total: _show_progress("pairs", done, total),
+    )
+    if arguments.json is not None:
+        write_report(arguments.json, report)
+    _say(format_report(report))
+    return report.exit_code
+
+
 def _weights(arguments: argparse.Namespace) -> int:
     if arguments.weights_verb == "list":
         from nestseg.weights.registry import WeightsRow, list_weights
@@ -313,6 +363,12 @@ def _show_bytes(done: int, total: int | None) -> None:
         sys.stderr.write(f"\r{done / 1e6:.1f}{whole} MB" + ("\n" if done == total else ""))
 
 
+def _show_progress(what: str, done: int, total: int | None) -> None:
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r{what}: {done}{f' of {total}' if total else ''}\033[K" + ("\n" if done == total else ""))
+        sys.stderr.flush()
+
+
 def _show_count(done: int, total: int) -> None:
     if sys.stderr.isatty():
         sys.stderr.write(f"\r{done}/{total} images" + ("\n" if done == total else ""))
@@ -323,6 +379,7 @@ _VERBS = {
     "train": _train,
     "evaluate": _evaluate,
     "predict": _predict,
+    "data": _data,
     "weights": _weights,
     "demo": _demo,
 }

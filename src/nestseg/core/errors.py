@@ -55,6 +55,10 @@ class DataError(NestsegError, ValueError):
     """A file of a data set that is missing, unreadable or wrong (``E-DATA-...``)."""
 
 
+class SpecError(NestsegError, ValueError):
+    """A data set file that makes no sense, or does not fit the folder it describes (``E-SPEC-...``)."""
+
+
 class ModelError(NestsegError, ValueError):
     """A network that cannot be built or fed like this (``E-MODEL-...``)."""
 
@@ -65,6 +69,14 @@ class WeightsError(NestsegError, ValueError):
 
 class DownloadError(NestsegError, ValueError):
     """A file that could not be fetched, or is not the one that was meant (``E-DOWNLOAD-...``)."""
+
+
+class ArchiveError(NestsegError, ValueError):
+    """An archive that is damaged, or holds what no data set needs (``E-ARCHIVE-...``)."""
+
+
+class PrepareError(NestsegError, ValueError):
+    """A data set that cannot be prepared from what is there (``E-PREPARE-...``)."""
 
 
 class RunError(NestsegError, ValueError):

@@ -72,9 +72,9 @@ class Cityscapes(FileDataset):
         return match_pairs(sorted({*images, *labels}), images, labels, folder=base)
 
 
-def _list_cities(folder: Path, *, ending: str) -> dict[str, Path]:
+def _list_cities(folder: Path, *, ending: str) -> dict[str, list[Path]]:
     """List the files of all cities by stem; a stem starts with its city, so that none occurs twice."""
-    files: dict[str, Path] = {}
+    files: dict[str, list[Path]] = {}
     for city in folder.iterdir():
         if city.is_dir():
             files |= list_files(city, suffixes=(".png",), ending=ending)

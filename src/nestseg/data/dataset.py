@@ -15,6 +15,8 @@ from nestseg.core.image_io import read_image, read_labels
 from nestseg.core.taxonomy import Taxonomy
 from nestseg.core.types import IGNORE_INDEX, Sample
 
+_NO_LAYOUT = "E-DATA-020"
+
 
 class SegmentationDataset(ABC):
     """Pictures with their ground truth in train ids, by index.
@@ -88,6 +90,37 @@ class Pair(NamedTuple):
     label: Path
 
 
+class SampleFiles(NamedTuple):
+    """What was found of a sample: both files, or None where one is not there."""
+
+    name: str
+    image: Path | None
+    label: Path | None
+
+
+class LayoutError(DataError):
+    """A folder without the layout of a data set. Pickling keeps the message alone."""
+
+    expected: tuple[str, ...] = ()
+    """Files and folders of the layout, relative to the folder sought."""
+
+    missing: tuple[str, ...] = ()
+    """Those of them that are not there."""
+
+
+class PairsError(DataError):
+    """Samples that are not whole. Its message is the first cause; pickling keeps the message alone."""
+
+    causes: tuple[DataError, ...] = ()
+    """All that is wrong with lists, names and pairs, in words."""
+
+    samples: tuple[SampleFiles, ...] = ()
+    """What was found all the same, in order of the names."""
+
+    repeated: tuple[tuple[Path, ...], ...] = ()
+    """Files that share a stem."""
+
+
 class FileDataset(SegmentationDataset):
     """A data set whose samples are pairs of an image file and a label file.
 
@@ -134,6 +167,11 @@ class FileDataset(SegmentationDataset):
 
     def __len__(self) -> int:
         return len(self._pairs)
+
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
+        """The files of every sample, by index."""
+        return self._pairs
 
     def name(self, index: int) -> str:
         """Return a sample's name, see `SegmentationDataset.name`."""
@@ -242,7 +280,7 @@ def find_layout(root: Path, *, inside: Sequence[str], expected: Mapping[str, str
         The first folder of ``inside`` that holds everything expected.
 
     Raises:
-        DataError: E-DATA-020, with what was expected, what is missing, what is there, and what to do.
+        LayoutError: E-DATA-020, with what was expected, what is missing, what is there, and what to do.
     """
     candidates = [root / folder for folder in inside]
     for candidate in candidates:
@@ -251,17 +289,19 @@ def find_layout(root: Path, *, inside: Sequence[str], expected: Mapping[str, str
     # The folder that holds most of the layout is the one to report on.
     best = min(candidates, key=lambda candidate: len(_missing(candidate, expected)))
     missing = _missing(best, expected)
-    raise DataError(
-        "E-DATA-020",
+    error = LayoutError(
+        _NO_LAYOUT,
         f"no {dataset} layout; expected: {', '.join(expected)}; missing: {', '.join(missing)}; "
         f"found: {_describe_folder(best)}",
         fix=_layout_fix(root, inside=inside, expected=expected, missing=missing),
         path=best,
     )
+    error.expected, error.missing = tuple(expected), tuple(missing)
+    raise error
 
 
-def list_files(folder: Path, *, suffixes: Sequence[str], ending: str = "") -> dict[str, Path]:
-    """List the files of a folder by stem, in order of their names.
+def list_files(folder: Path, *, suffixes: Sequence[str], ending: str = "") -> dict[str, list[Path]]:
+    """List the files of a folder by stem, in order of their names: one a stem, or `match_pairs` refuses them.
 
     Hidden files are left out; among them are the shadow files that macOS writes beside real ones.
 
@@ -269,31 +309,21 @@ def list_files(folder: Path, *, suffixes: Sequence[str], ending: str = "") -> di
         folder: The folder.
         suffixes: Suffixes to take, lower case; files may have them in any case.
         ending: What the stem must end with; it is cut off.
-
-    Raises:
-        DataError: E-DATA-023, if two files have the same stem.
     """
-    files: dict[str, Path] = {}
-    repeated: list[str] = []
+    files: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in suffixes or path.name.startswith(".") or not path.stem.endswith(ending):
-            continue
-        stem = path.stem.removesuffix(ending)
-        if stem in files:
-            repeated.append(f"{files[stem].name} and {path.name}")
-        files[stem] = path
-    if repeated:
-        raise DataError(
-            "E-DATA-023",
-            f"{_enumerate(repeated, 'stem')} given twice",
-            fix="keep one file of each name",
-            path=folder,
-        )
+        if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.stem.endswith(ending):
+            files.setdefault(path.stem.removesuffix(ending), []).append(path)
     return files
 
 
 def match_pairs(
-    names: Iterable[str], images: Mapping[str, Path], labels: Mapping[str, Path], *, folder: Path
+    names: Iterable[str],
+    images: Mapping[str, Sequence[Path]],
+    labels: Mapping[str, Sequence[Path]],
+    *,
+    folder: Path,
+    causes: Sequence[DataError] = (),
 ) -> list[Pair]:
     """Look up the image and the label map of every sample.
 
@@ -302,27 +332,63 @@ def match_pairs(
         images: Image files by stem; others than the named ones may be among them.
         labels: Label files by stem, likewise.
         folder: Where they are, for messages.
+        causes: What was found wrong with the names themselves; raised here, so that one pass finds everything.
 
     Returns:
         The pairs, in order of ``names``.
 
     Raises:
-        DataError: E-DATA-023, naming all samples without image and all without label map.
+        PairsError: The first of ``causes``, or E-DATA-023, naming all files of one stem, or all samples without
+            image and all without label map.
     """
-    names = list(names)
+    samples = tuple(SampleFiles(name, _first(images, name), _first(labels, name)) for name in names)
+    repeated = tuple(tuple(paths) for files in (images, labels) for paths in files.values() if len(paths) > 1)
+    causes = [*causes, *_word_repeated(repeated), *_word_incomplete(samples, folder)]
+    if causes:
+        first = causes[0]
+        error = PairsError(first.code, first.reason, fix=first.fix, path=first.path)
+        error.causes, error.samples, error.repeated = tuple(causes), samples, repeated
+        raise error
+    return [Pair(name, image, label) for name, image, label in samples if image and label]
+
+
+def _first(files: Mapping[str, Sequence[Path]], name: str) -> Path | None:
+    return files[name][0] if name in files else None
+
+
+def _word_repeated(repeated: Iterable[Sequence[Path]]) -> list[DataError]:
+    """Word what shares a stem, one error a folder."""
+    by_folder: dict[Path, list[str]] = {}
+    for paths in repeated:
+        by_folder.setdefault(paths[0].parent, []).append(" and ".join(path.name for path in paths))
+    return [
+        DataError(
+            "E-DATA-023",
+            f"{_enumerate(stems, 'stem')} given twice",
+            fix="keep one file of each name",
+            path=folder,
+        )
+        for folder, stems in by_folder.items()
+    ]
+
+
+def _word_incomplete(samples: Sequence[SampleFiles], folder: Path) -> list[DataError]:
+    """Word what is not there, in one error at most."""
     problems = []
-    if without_label := [name for name in names if name not in labels]:
+    if without_label := [sample.name for sample in samples if sample.label is None]:
         problems.append(f"no label map for {_enumerate(without_label, 'sample')}")
-    if without_image := [name for name in names if name not in images]:
+    if without_image := [sample.name for sample in samples if sample.image is None]:
         problems.append(f"no image for {_enumerate(without_image, 'sample')}")
-    if problems:
-        raise DataError(
+    if not problems:
+        return []
+    return [
+        DataError(
             "E-DATA-023",
             "; ".join(problems),
             fix="unpack the archives again, or remove the samples that are not whole",
             path=folder,
         )
-    return [Pair(name, images[name], labels[name]) for name in names]
+    ]
 
 
 def _label_value_error(

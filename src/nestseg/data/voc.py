@@ -66,38 +66,46 @@ class VOC(FileDataset):
             expected={"JPEGImages": _DEVKIT, label_folder: origin, list_file: origin},
             dataset="VOC 2012",
         )
+        names, causes = _read_names(folder / list_file)
         return match_pairs(
-            _read_names(folder / list_file),
+            names,
             list_files(folder / "JPEGImages", suffixes=(".jpg",)),
             list_files(folder / label_folder, suffixes=(".png",)),
             folder=folder / list_file,
+            causes=causes,
         )
 
 
-def _read_names(path: Path) -> list[str]:
+def _read_names(path: Path) -> tuple[list[str], list[DataError]]:
     """Read the names of a split: one a line, or, as some distributions have it, two paths a line.
 
     Only the stem of a path counts. Blank lines, surrounding blanks and Windows line ends are accepted.
 
-    Raises:
-        DataError: E-DATA-024, with the lines that hold something else or a name that was there before.
+    Returns:
+        The names, and E-DATA-024 where lines hold something else or a name that was there before.
     """
+    # a pipe would block the reader for ever
+    if not path.is_file():
+        raise DataError("E-DATA-024", "not a regular file", fix="put the list of the split there", path=path)
     first_line: dict[str, int] = {}
     problems = []
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         stems = {PurePosixPath(entry.replace("\\", "/")).stem for entry in line.split()}
         if len(stems) > 1:
             problems.append(f"line {number}: names of image and label map differ: {line.strip()!r}")
+            continue
         for name in stems:
             if name in first_line:
                 problems.append(f"line {number}: {name} is in line {first_line[name]} already")
-            first_line[name] = number
-    if problems:
-        more = f"; and {len(problems) - 10:,} more" if len(problems) > 10 else ""
-        raise DataError(
+            first_line.setdefault(name, number)
+    if not problems:
+        return list(first_line), []
+    more = f"; and {len(problems) - 10:,} more" if len(problems) > 10 else ""
+    return list(first_line), [
+        DataError(
             "E-DATA-024",
             "; ".join(problems[:10]) + more,
             fix="give each sample one line that holds its name, such as 2007_000032",
             path=path,
         )
-    return list(first_line)
+    ]
