@@ -28,6 +28,7 @@ from nestseg.store.files import load_strictly
 from nestseg.store.metadata import Architecture, ModelMetadata, Score
 from nestseg.version import __version__
 from nestseg.weights.model import FoundModel, load_backbone, read_model
+from nestseg.weights.registry import load_registry
 from nestseg.weights.transfer import TransferWarning, transfer_weights
 
 BEST_FILE = "best.safetensors"
@@ -104,7 +105,7 @@ def initialise_model(model: Segmenter, recipe: Recipe) -> str | None:
         return None
     if isinstance(model.backbone, TimmBackbone):
         _warn_of_other_normalization(recipe)
-    return load_backbone(model.backbone, recipe.backbone.pretrained)
+    return load_backbone(model.backbone, recipe.backbone.pretrained, name=recipe.backbone.name)
 
 
 def _warn_of_other_normalization(recipe: Recipe) -> None:
@@ -181,8 +182,7 @@ def build_optimizer(recipe: Recipe, model: Segmenter) -> torch.optim.Optimizer:
 
 def describe_model(recipe: Recipe, *, step: int, scores: tuple[Score, ...] = ()) -> ModelMetadata:
     """Return what must travel with the weights of a run after ``step`` steps."""
-    dataset = DATASETS[recipe.data.dataset]
-    taxonomy = dataset.taxonomy
+    taxonomy = DATASETS[recipe.data.dataset].taxonomy
     return ModelMetadata(
         architecture=describe_architecture(recipe),
         dataset=taxonomy.name,
@@ -194,8 +194,19 @@ def describe_model(recipe: Recipe, *, step: int, scores: tuple[Score, ...] = ())
         step=step,
         versions=versions(),
         scores=scores,
-        data_licence=dataset.terms,
+        data_licence=describe_data_terms(recipe),
     )
+
+
+def describe_data_terms(recipe: Recipe) -> str:
+    """Return the terms of all data that a run's weights have seen, those of its start included."""
+    terms, start = [DATASETS[recipe.data.dataset].terms], recipe.init.model or recipe.backbone.pretrained
+    published = load_registry().get(start)
+    if published is not None:
+        terms.append(published.data_licence)
+    elif start != "none":
+        terms.append(f"what {start} was trained on")
+    return "; ".join(terms)
 
 
 def versions() -> dict[str, str]:

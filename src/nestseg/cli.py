@@ -60,7 +60,12 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("model", metavar="RUN|MODEL", help=_MODEL_HELP)
     evaluate.add_argument("--data", type=Path, metavar="ROOT", help="folder of the data set (none for toystreets)")
     evaluate.add_argument("--split", metavar="SPLIT", help="which part of it (default: the recipe's, mostly val)")
-    evaluate.add_argument("--out", type=Path, metavar="DIR", help="default: RUN/evaluation")
+    evaluate.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="default: evaluation beside the model file, or here for a published name",
+    )
     _add_device(evaluate)
 
     predict = verbs.add_parser("predict", help="label pictures")
@@ -252,7 +257,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         on_image=_show_count,
     )
-    sys.stdout.write(format_scores(result) + "\n")
+    _say(format_scores(result))
+    _say(f"written to {result.folder}")
     return 0
 
 

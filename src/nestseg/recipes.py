@@ -217,8 +217,8 @@ def resolve_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Args:
         source: A recipe name, or the path of a recipe file (ends in .yaml or .yml).
         overrides: ``"dotted.field=value"``; values are read as YAML. ``schedule.max_steps`` shortens the warm-up in
-            proportion, ``backbone.name`` brings its own published weights, ``init.model`` stands in for them, unless
-            ``schedule.warmup_steps`` or ``backbone.pretrained`` are given too.
+            proportion, ``backbone.name`` brings its own published weights, ``init.model`` stands in for them (and for
+            ``backbone.zero_init_residual``), unless those fields are given too.
 
     Raises:
         RecipeError: Unknown name, field or value; the message offers what is near and allowed.
@@ -239,6 +239,8 @@ def resolve_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         values["schedule"]["warmup_steps"] = _shortened_warmup(recipe, values["schedule"]["max_steps"])
     if "backbone.pretrained" not in changes:
         values["backbone"]["pretrained"] = _following_weights(recipe, values)
+    if values["init"]["model"] is not None and "backbone.zero_init_residual" not in changes:
+        values["backbone"]["zero_init_residual"] = False
     changed = validate_recipe(values, source=str(source))
     if changed.data.batch_size != recipe.data.batch_size and "optimizer.lr" not in changes:
         scaled = recipe.optimizer.lr * changed.data.batch_size / recipe.data.batch_size

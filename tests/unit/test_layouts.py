@@ -319,7 +319,7 @@ def test_every_backbone_is_recognised_by_its_shapes(name):
 
 def test_backbone_that_does_not_fit_is_refused():
     state = on_meta(resnest14("", AUTHORS_STEM))
-    with pytest.raises(WeightsError, match=r"E-WEIGHTS-023.*are resnest14, not resnest50 .*fix: backbone=resnest14"):
+    with pytest.raises(WeightsError, match=r"E-WEIGHTS-023.*are resnest14, not resnest50 .*fix: name resnest14"):
         recognise(state, backbone="resnest50")
     deeper = state | {name.replace("layer3.0", "layer3.1"): value for name, value in state.items() if "layer3" in name}
     with pytest.raises(WeightsError, match=r"E-WEIGHTS-023.*blocks \(1, 1, 2, 1\).*no ResNeSt that nestseg has"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from nestseg.core.errors import DataError
@@ -76,6 +77,29 @@ def test_logits_are_upsampled_by_the_rule_of_the_training():
     labels = [Predictor(logits_fn, TAXONOMY, align_corners=align).predict(image).labels for align in (False, True)]
     assert labels[0].tolist() == [[1, 1, 0, 0]]  # class 0 has 0, 0.25, 0.75, 1
     assert labels[1].tolist() == [[1, 0, 0, 0]]  # and here 0, 1/3, 2/3, 1
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_two_steps_go_through_the_size_that_the_network_saw(align_corners):
+    logits = torch.randn(1, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    image = np.zeros((53, 71, 3), np.uint8)
+
+    def labels(logits_resizes: int) -> np.ndarray:
+        predictor = Predictor(
+            lambda image: logits,
+            TAXONOMY,
+            base_size=(15, 100),
+            logits_resizes=logits_resizes,
+            align_corners=align_corners,
+        )
+        return predictor.predict(image).labels
+
+    how = {"mode": "bilinear", "align_corners": align_corners}
+    seen = F.interpolate(logits, size=(15, 20), **how)
+    once, twice = F.interpolate(logits, size=(53, 71), **how), F.interpolate(seen, size=(53, 71), **how)
+    assert np.array_equal(labels(2), twice.argmax(1)[0])
+    assert np.array_equal(labels(1), once.argmax(1)[0])
+    assert (labels(1) != labels(2)).any()
 
 
 def test_picture_that_cannot_be_resized_is_named_and_stops_no_other(tmp_path):

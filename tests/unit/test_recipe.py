@@ -189,3 +189,24 @@ def test_true_is_no_number():
     with pytest.raises(RecipeError, match=r"data\.batch_size is True .* data\.batch_size takes integer >= 1"):
         resolve_recipe("demo", ["data.batch_size=true"])
     assert resolve_recipe("fcn_resnest50-d8_voc", ["head.concat_input=true"]).head.concat_input
+
+
+def test_the_start_of_the_weights_follows_what_an_override_names():
+    assert resolve_recipe("fcn_resnest50-d8_voc").backbone.pretrained == "official:resnest50"
+    assert resolve_recipe("fcn_resnest14-d8_voc").backbone.pretrained == "timm:resnest14"
+    assert resolve_recipe("demo").backbone.pretrained == "none"
+    changed = resolve_recipe("fcn_resnest50-d8_voc", ["backbone.name=resnest101"])
+    assert changed.backbone.pretrained == "official:resnest101"
+    changed = resolve_recipe("fcn_resnest50-d8_voc", ["backbone.name=timm:resnet18", "output_stride=32"])
+    assert changed.backbone.pretrained == "timm:resnet18"
+    kept = resolve_recipe("fcn_resnest50-d8_voc", ["backbone.name=resnest101", "backbone.pretrained=a.pth"])
+    assert kept.backbone.pretrained == "a.pth"
+    tuned = resolve_recipe("demo", ["init.model=runs/a"])
+    assert tuned.backbone.pretrained == "none"
+    assert not tuned.backbone.zero_init_residual
+    with pytest.raises(RecipeError, match="init.model brings its own backbone"):
+        resolve_recipe("fcn_resnest50-d8_voc", ["init.model=a.pth", "backbone.pretrained=b.pth"])
+    with pytest.raises(RecipeError, match=r"init\.class_map is set without init\.model"):
+        resolve_recipe("fcn_resnest50-d8_voc", ["init.class_map={a: b}"])
+    with pytest.raises(RecipeError, match="is for ResNeSt"):
+        resolve_recipe("demo", ["backbone.name=timm:resnet18"])

@@ -10,6 +10,7 @@ import torch
 from nestseg.core.errors import WeightsError
 from nestseg.core.taxonomy import Taxonomy
 from nestseg.models.segmenter import create_model
+from nestseg.recipes import resolve_recipe
 from nestseg.weights.transfer import RECIPE_FIELDS, SILENT_FIELDS, TransferWarning, match_classes, transfer_weights
 
 SMALL = {"head_channels": 16, "auxiliary_channels": 16, "output_stride": 32}
@@ -135,6 +136,15 @@ def test_another_network_is_refused_with_the_fields_that_make_it_one(option, fix
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_fields_of_the_message_make_a_recipe_of_the_other_network():
+    other = build(taxonomy=CITY, seed=1, segmentor="deeplabv3plus")
+    with pytest.raises(WeightsError) as raised:
+        transfer(build(taxonomy=STREET, seed=0, num_convs=1), other)
+    overrides = raised.value.fix.removeprefix("--set ").split(" --set ")
+    recipe = resolve_recipe("fcn_resnest14-d16_camvid", ["head.num_convs=1", *overrides])
+    assert (recipe.segmentor, recipe.head.num_convs, recipe.head.fusion) == ("deeplabv3plus", None, "full")
+
+
 def test_another_segmentor_or_backbone_is_refused():
     model = build(taxonomy=STREET, seed=0)
     with pytest.raises(WeightsError, match="segmentor is pspnet there, fcn here"):
@@ -171,3 +181,18 @@ def test_recipe_fields_of_the_messages_exist():
     from nestseg.recipe import known_fields
 
     assert {*RECIPE_FIELDS.values(), *SILENT_FIELDS.values()} <= set(known_fields())
+
+
+def test_scores_do_not_travel_with_weights_that_were_trained_on(tmp_path):
+    from nestseg.build import load_model
+    from nestseg.store.metadata import Score
+
+    model = build(taxonomy=CITY, seed=0)
+    score = Score(dataset="city", split="val", mean_iou=0.5, protocol="single scale")
+    model.metadata = model.describe(CITY).model_copy(update={"scores": (score,)})
+    model.save_pretrained(tmp_path / "first")
+    loaded = load_model(tmp_path / "first")
+    assert loaded.describe().scores == (score,)
+    loaded.train()(torch.zeros(3, 3, 32, 32, dtype=torch.uint8))
+    loaded.eval().save_pretrained(tmp_path / "second")
+    assert load_model(tmp_path / "second").metadata.scores == ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import nn
 
 from nestseg.build import describe_model, load_model, load_predictor
 from nestseg.core.errors import RunError, WeightsError
+from nestseg.core.taxonomy import Taxonomy
 from nestseg.models.resnest import BACKBONES, ResNeSt
 from nestseg.models.segmenter import create_model
 from nestseg.recipes import named_recipe
@@ -21,7 +23,6 @@ from nestseg.store.files import (
     read_checkpoint,
     read_metadata,
     read_model_file,
-    read_state_dict,
     read_torch_file,
     write_model_file,
 )
@@ -35,13 +36,13 @@ def backbone():
 
 def test_missing_file_and_wrong_content_are_named(tmp_path):
     with pytest.raises(WeightsError, match="no such file"):
-        read_state_dict(tmp_path / "absent.pth")
+        read_checkpoint(tmp_path / "absent.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(WeightsError, match="not a table of tensors by name: it holds list"):
-        read_state_dict(tmp_path / "list.pth")
+        read_checkpoint(tmp_path / "list.pth")
     torch.save({"a": torch.ones(1), "epoch": 3}, tmp_path / "mixed.pth")
     with pytest.raises(WeightsError, match="not a table of tensors by name: epoch is int"):
-        read_state_dict(tmp_path / "mixed.pth")
+        read_checkpoint(tmp_path / "mixed.pth")
     save_file({"a": torch.ones(1)}, tmp_path / "state.pt")
     with pytest.raises(WeightsError, match="a safetensors file, where one of torch is read"):
         read_torch_file(tmp_path / "state.pt")
@@ -78,7 +79,7 @@ def test_wrapper_is_opened_and_plain_values_beside_it_kept(tmp_path, wrapper, le
 def test_prefix_of_data_parallel_is_dropped_only_where_every_name_has_it(tmp_path):
     for names, expected in ((("module.a", "module.b.c"), ["a", "b.c"]), (("module.a", "b"), ["module.a", "b"])):
         torch.save({name: torch.ones(1) for name in names}, tmp_path / "a.pth")
-        assert list(read_state_dict(tmp_path / "a.pth")) == expected
+        assert list(read_checkpoint(tmp_path / "a.pth").state) == expected
 
 
 def test_first_bytes_decide_and_not_the_suffix(tmp_path):
@@ -166,7 +167,7 @@ def test_official_file_loads_with_classifier_and_prefix_dropped(tmp_path, backbo
     state |= {"module.fc.weight": torch.zeros(1000, 2048), "module.fc.bias": torch.zeros(1000)}
     torch.save({"state_dict": state}, tmp_path / "official.pth")
     target = ResNeSt(BACKBONES["resnest14"])
-    load_backbone(target, str(tmp_path / "official.pth"))
+    load_backbone(target, str(tmp_path / "official.pth"), name="resnest14")
     for name, value in target.state_dict().items():
         if not name.endswith("num_batches_tracked"):
             assert torch.equal(value, state[f"module.{name}"]), name
@@ -175,7 +176,18 @@ def test_official_file_loads_with_classifier_and_prefix_dropped(tmp_path, backbo
 def test_file_of_another_network_is_refused_with_counts(tmp_path, backbone):
     torch.save(backbone.state_dict(), tmp_path / "resnest14.pth")
     with pytest.raises(WeightsError, match=r"\d+ missing \| fix: check that backbone\.name[^$]*missing +layer1\.1"):
-        load_backbone(ResNeSt(BACKBONES["resnest26"]), str(tmp_path / "resnest14.pth"))
+        load_backbone(ResNeSt(BACKBONES["resnest26"]), str(tmp_path / "resnest14.pth"), name="resnest26")
+
+
+def test_backbone_with_the_same_keys_and_shapes_is_told_from_another_where_the_file_says_which_it_is(tmp_path):
+    torch.manual_seed(0)
+    model = create_model("fcn", "resnest50", num_classes=3, head_channels=8, auxiliary=False)
+    three = Taxonomy(name="three", classes=("a", "b", "c"), palette=((0, 0, 0), (1, 1, 1), (2, 2, 2)))
+    model.save_pretrained(tmp_path, taxonomy=three)
+    load_backbone(ResNeSt(BACKBONES["resnest50"]), str(tmp_path), name="resnest50")
+    fast = "resnest50-fast-2s1x64d"
+    with pytest.raises(WeightsError, match=rf"E-WEIGHTS-056 .* holds the backbone resnest50, not {fast} \| fix: "):
+        load_backbone(ResNeSt(BACKBONES[fast]), str(tmp_path), name=fast)
 
 
 def test_model_file_is_enough_to_predict(tmp_path):
@@ -195,6 +207,30 @@ def test_model_file_is_enough_to_predict(tmp_path):
     predictor = load_predictor(tmp_path / "model.safetensors", device="cpu")
     assert predictor.base_size == (512, 2048)
     assert predictor.taxonomy.classes[0] == "background"
+
+
+def test_model_file_of_before_there_were_layouts_is_read(tmp_path):
+    metadata = describe_model(named_recipe("fcn_resnest14-d16_voc"), step=5)
+    torch.manual_seed(0)
+    model = create_model(**dict(metadata.architecture)).eval()
+    old = json.loads(metadata.model_dump_json())
+    for field in ("logits_resizes", "scores", "source", "licence", "data_licence"):
+        del old[field]
+    for field in ("num_convs", "fusion"):
+        del old["architecture"][field]
+    save_file(model.state_dict(), tmp_path / "model.safetensors", metadata={"nestseg": json.dumps(old)})
+    loaded = load_model(tmp_path)
+    assert loaded.metadata.logits_resizes == 1
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("asked", [{"output_stride": 8}, {"backbone": "resnest50"}, {"layout": "mmseg"}])
+def test_what_a_model_file_of_ours_says_cannot_be_said_otherwise(tmp_path, asked):
+    metadata = describe_model(named_recipe("fcn_resnest14-d16_voc"), step=5)
+    write_model_file(tmp_path / "model.safetensors", create_model(**dict(metadata.architecture)).state_dict(), metadata)
+    with pytest.raises(WeightsError, match=r"E-WEIGHTS-054 .*not .* fix: leave that out"):
+        load_model(tmp_path, **asked)
+    load_model(tmp_path, layout="nestseg", backbone="resnest14", output_stride=16)
 
 
 def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):

@@ -298,16 +298,21 @@ def _check_kind(url: str, job: _Job, *, kind: str) -> None:
 
 
 def _compare(url: str, job: _Job) -> str:
-    """Return the hash of the part file; one that is not the file that was meant is put aside."""
+    """Return the hash of the part file; a download that is not what was meant is put aside, a copy is deleted."""
     digest, size = sha256_of(job.part), _size_of(job.part)
     if digest.startswith(job.wanted) and job.size in (None, size):
         return digest
     bad = job.part.with_name(f"{job.part.stem}.bad-{digest[:8]}")
-    job.part.replace(bad)
+    is_copy = urlsplit(url).scheme in ("", "file")
+    if is_copy:
+        job.part.unlink()
+    else:
+        job.part.replace(bad)
     _origin_file(job.part).unlink(missing_ok=True)
     meant = [f"sha256 {job.wanted}{'' if len(job.wanted) == 64 else '...'}"] if job.wanted else []
     meant += [] if job.size is None else [f"{job.size} bytes"]
-    reason = f"got sha256 {digest}, {size} bytes; expected {', '.join(meant)}; moved to {bad}"
+    reason = f"got sha256 {digest}, {size} bytes; expected {', '.join(meant)}"
+    reason += "" if is_copy else f"; moved to {bad}"
     raise DownloadError("E-DOWNLOAD-011", reason, fix=f"do not use that file; {job.by_hand}", path=url)
 
 

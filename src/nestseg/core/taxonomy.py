@@ -12,6 +12,16 @@ from nestseg.core.errors import DataError
 Colour = tuple[int, int, int]
 
 
+def plain_name(name: str) -> str:
+    """Return what counts when class names are compared: letters and digits, without case.
+
+    Example:
+        >>> plain_name("Traffic-light") == plain_name("traffic light")
+        True
+    """
+    return "".join(character for character in name.casefold() if character.isalnum())
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Taxonomy:
     """The classes of a data set in train-id order.

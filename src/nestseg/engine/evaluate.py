@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from nestseg.build import open_predictor
-from nestseg.core.disk import replaced_file
+from nestseg.core.disk import replaced_file, sha256_of
 from nestseg.core.dist import sum_over_ranks
 from nestseg.core.errors import DataError
 from nestseg.core.image_io import write_image
@@ -49,6 +49,8 @@ class Evaluation:
     scores: SegmentationScores
     base_size: tuple[int, int] | None
     logits_resizes: int
+    folder: Path | None = None
+    """Where ``metrics.json`` and the pictures were written; None if nowhere."""
 
     @property
     def protocol(self) -> str:
@@ -160,11 +162,12 @@ def evaluate_model(
     )
     context = {
         "model": str(source) if not Path(source).exists() else found.path.name,
+        "model_sha256": sha256_of(found.path),
         "step": metadata.step,
         "versions": metadata.versions,
     }
     write_metrics(result, folder, context=context)
-    return result
+    return replace(result, folder=folder)
 
 
 def format_scores(evaluation: Evaluation) -> str:

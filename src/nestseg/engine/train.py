@@ -381,7 +381,8 @@ class _Job:
         self.segmenter.load_state_dict(checkpoint.model)
         self.optimizer.load_state_dict(checkpoint.state["optimizer"])
         self.step, self.best_mean_iou = checkpoint.step, checkpoint.state["best_mean_iou"]
-        self.scores = tuple(Score(**values) for values in checkpoint.state["scores"])
+        # checkpoints of runs that began before there were scores in model files have none
+        self.scores = tuple(Score(**values) for values in checkpoint.state.get("scores", ()))
         generators = checkpoint.state["generators"]
         if len(generators) == self.fabric.world_size:
             mine = generators[self.fabric.global_rank]

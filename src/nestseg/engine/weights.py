@@ -25,10 +25,12 @@ from nestseg.store.files import (
     read_metadata,
     write_model_file,
 )
+from nestseg.store.hub import check_config
 from nestseg.store.metadata import Architecture, ModelMetadata
 from nestseg.weights.layout import Layout
-from nestseg.weights.model import find_published, locate_weights
+from nestseg.weights.model import check_asked, find_published, locate_weights, recognise_file
 from nestseg.weights.recognise import LAYOUTS, recognise
+from nestseg.weights.registry import PublishedWeights
 
 TargetLayout = Literal["nestseg", "official", "mmseg", "ssseg", "encoding"]
 
@@ -64,17 +66,14 @@ def inspect_weights(
     path = locate_weights(source)
     raw = read_checkpoint(path)
     digest = sha256_of(path)
-    published = find_published(digest)
+    published = find_published(source, path)
     lines = [
         ("file", f"{path}, {path.stat().st_size / 1e6:.1f} MB"),
         ("sha256", digest),
-        ("published", "no file of the registry has this hash" if published is None else published.name),
+        ("published", "no file of the registry has this hash" if published is None else _describe_entry(published)),
     ]
     if published is not None:
         lines += [("licence", published.licence), ("data", published.data_licence)]
-        if layout == "auto":
-            layout = published.layout
-        backbone, output_stride = backbone or published.backbone, output_stride or published.output_stride
     problems, ours, names = [], raw.state, dict.fromkeys(raw.state, "")
     try:
         metadata = read_metadata(raw, path=path)
@@ -82,8 +81,12 @@ def inspect_weights(
             lines += [("layout", "nestseg, a model file"), *_describe_model(metadata)]
             architecture: Architecture | None = metadata.architecture
             names = {name: name for name in raw.state}
+            check_config(path, metadata)
+            check_asked(metadata.architecture, layout=layout, backbone=backbone, output_stride=output_stride, path=path)
         else:
-            found = recognise(raw.state, meta=raw.meta, layout=layout, backbone=backbone, output_stride=output_stride)
+            found, _ = recognise_file(
+                raw, path, source=source, layout=layout, backbone=backbone, output_stride=output_stride
+            )
             ours, architecture = found.state, found.architecture
             kind = "a backbone" if architecture is None else "a whole model"
             lines.append(("layout", f"{found.layout.name}, {kind}"))
@@ -152,8 +155,19 @@ def convert_weights(
         raise WeightsError("E-WEIGHTS-061", "would be written over its source", fix="choose another name", path=out)
     raw = read_checkpoint(path)
     metadata = read_metadata(raw, path=path)
-    alone = None if metadata else recognise(raw.state, meta=raw.meta, layout=layout, backbone=backbone)
+    alone = None
+    if metadata is None:
+        alone, _ = recognise_file(
+            raw, path, source=source, layout=layout, backbone=backbone, output_stride=output_stride
+        )
     if alone is not None and alone.kind == "backbone":
+        if num_classes is not None or output_stride is not None:
+            raise WeightsError(
+                "E-WEIGHTS-064",
+                "holds a backbone only, whose file has neither a classifier nor an output stride",
+                fix="leave out the number of classes and the output stride",
+                path=path,
+            )
         check_finite(raw.state, path=path)
         state, description = alone.state, alone.backbone
     else:
@@ -167,7 +181,10 @@ def convert_weights(
         write_model_file(out, state, metadata)
         left_out: tuple[str, ...] = ()
     else:
-        written = LAYOUTS[to].from_ours(state)
+        try:
+            written = LAYOUTS[to].from_ours(state)
+        except WeightsError as error:
+            raise error.at(path) from None
         left_out = written.left_out
         _write_foreign(out, written.state, layout=LAYOUTS[to], metadata=metadata)
     _check_read_back(out, state, left_out=left_out)
@@ -230,6 +247,13 @@ def _check_read_back(path: Path, state: Mapping[str, Tensor], *, left_out: tuple
         raise WeightsError(
             "E-WEIGHTS-063", "does not read back as it was written", fix="do not use it; check the disk", path=path
         )
+
+
+def _describe_entry(published: PublishedWeights) -> str:
+    known = len(published.sha256)
+    return published.name + {64: "", 0: ", by its name: no hash is known"}.get(
+        known, f", by the {known} of 64 digits of its sha256 that are known"
+    )
 
 
 def _describe_network(architecture: Architecture) -> list[tuple[str, str]]:

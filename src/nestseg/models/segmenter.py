@@ -101,6 +101,7 @@ class Segmenter(nn.Module):
         self.register_buffer("mean", torch.tensor(self._mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(self._std)[:, None, None], persistent=False)
         self._warned_of_batch_norm = False
+        self._has_trained = False
         self.architecture: Architecture | None = None
         self.metadata: ModelMetadata | None = None
 
@@ -123,6 +124,7 @@ class Segmenter(nn.Module):
             )
         if self.training:
             self.check_batch_size(image.shape[0])
+            self._has_trained = True
         features = self.backbone((image.to(self.mean.dtype) - self.mean) / self.std)
         auxiliary = None
         if self.training and self.auxiliary_head is not None:
@@ -173,7 +175,7 @@ class Segmenter(nn.Module):
         )
 
     def describe(self, taxonomy: Taxonomy | None = None, *, licence: str | None = None) -> ModelMetadata:
-        """Return what travels with the weights.
+        """Return what travels with the weights; scores do not, after a pass in training mode has changed the weights.
 
         Args:
             taxonomy: See `save_pretrained`.
@@ -183,7 +185,8 @@ class Segmenter(nn.Module):
             ModelError: If the classes are unknown, or the network was put together by hand.
         """
         if self.metadata is not None and taxonomy is None:
-            return self.metadata if licence is None else self.metadata.model_copy(update={"licence": licence})
+            update: dict[str, Any] = {"scores": ()} if self._has_trained else {}
+            return self.metadata.model_copy(update=update if licence is None else update | {"licence": licence})
         if self.architecture is None:
             raise ModelError(
                 "E-MODEL-022",

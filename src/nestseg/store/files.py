@@ -111,15 +111,6 @@ def read_metadata(checkpoint: RawCheckpoint, *, path: Path) -> ModelMetadata | N
         ) from error
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a weights file; see `read_checkpoint`.
-
-    Raises:
-        WeightsError: As `read_checkpoint`.
-    """
-    return read_checkpoint(path).state
-
-
 def read_checkpoint(path: Path) -> RawCheckpoint:
     """Read tensors, and what stands beside them, from a safetensors or torch file of anybody.
 

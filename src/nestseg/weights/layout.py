@@ -16,6 +16,7 @@ from torch import Tensor
 
 from nestseg.core.errors import WeightsError
 from nestseg.core.types import DilationVariant
+from nestseg.store.kinds import show_text
 
 Row = tuple[str, str] | tuple[str, str, str]
 """(our module, their module), or for a `ConvNormReLU` (our module, their convolution, their norm).
@@ -98,9 +99,10 @@ class Layout:
         if unknown:
             raise WeightsError(
                 "E-WEIGHTS-020",
-                f"{len(unknown)} of {len(state)} keys are not of layout {self.name}:{_list_keys(unknown)}",
+                f"{len(unknown)} of {len(state)} keys are not of layout {self.name}",
                 fix="only fcn, pspnet, deeplabv3 and deeplabv3plus on a ResNeSt, and a ResNeSt alone, are read; "
                 "name the layout if another is meant",
+                table=_list_keys(unknown),
             )
         renamed = {names[key]: state[key] for key in used}
         return Renamed(self._rotate(renamed, -1), tuple(key for key in state if key not in names), names)
@@ -128,8 +130,9 @@ class Layout:
         if unknown:
             raise WeightsError(
                 "E-WEIGHTS-021",
-                f"layout {self.name} has no place for {len(unknown)} of {len(state)} keys:{_list_keys(unknown)}",
+                f"layout {self.name} has no place for {len(unknown)} of {len(state)} keys",
                 fix="convert to nestseg, which has a place for everything",
+                table=_list_keys(unknown),
             )
         rotated = self._rotate({key: state[key] for key in used}, 1)
         renamed = {names[key]: value for key, value in rotated.items()}
@@ -206,6 +209,6 @@ def _pattern(template: str) -> re.Pattern[str]:
     return re.compile(groups.replace("(?P<rest>[0-9]+)", "(?P<rest>.+)"))
 
 
-def _list_keys(keys: list[str]) -> str:
+def _list_keys(keys: list[str]) -> list[str]:
     more = [f"and {len(keys) - 10} more"] if len(keys) > 10 else []
-    return "".join(f"\n  {key}" for key in [*keys[:10], *more]) + "\n"
+    return [f"  {line}" for line in (*map(show_text, keys[:10]), *more)]

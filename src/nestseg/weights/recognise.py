@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from torch import Tensor
 
 from nestseg.core.errors import WeightsError, nearest
-from nestseg.core.taxonomy import Colour, Taxonomy
+from nestseg.core.taxonomy import Colour, Taxonomy, plain_name
 from nestseg.core.types import Fusion, Norm, OutputStride, Segmentor
 from nestseg.data.datasets import DATASETS
 from nestseg.models.heads.aspp import ATROUS_RATES
@@ -159,7 +159,9 @@ def _find_backbone(state: Mapping[str, Tensor], asked: str | None) -> tuple[str,
             "E-WEIGHTS-023",
             f"blocks {blocks}, stem {stem}, radix {radix}, cardinality {cardinality}, width {width} "
             + (f"are {' or '.join(names)}, not {asked}" if names else "are no ResNeSt that nestseg has"),
-            fix=f"backbone={names[0]}" if names else f"pass weights of one of {', '.join(BACKBONES)}",
+            fix=f"name {' or '.join(names)}, or leave the name out"
+            if names
+            else f"pass weights of one of {', '.join(BACKBONES)}",
         )
     if asked is not None or len(names) == 1:
         return asked or names[0], ()
@@ -278,7 +280,7 @@ def _find_taxonomy(num_classes: int, meta: Mapping[str, Any]) -> tuple[Taxonomy,
     lines: tuple[str, ...] = ()
     if len(names) == num_classes == len(set(names)):
         for dataset in DATASETS.values():
-            if list(map(_bare, dataset.taxonomy.classes)) == list(map(_bare, names)):
+            if list(map(plain_name, dataset.taxonomy.classes)) == list(map(plain_name, names)):
                 return dataset.taxonomy, ()
         palette = colours if len(colours) == num_classes else _distinct_colours(num_classes)
         return Taxonomy(name="custom", classes=names, palette=palette), ()
@@ -317,10 +319,6 @@ def _read_classes(meta: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[Colou
     except (TypeError, ValueError):
         return (), ()
     return names, colours if all(0 <= value <= 255 for colour in colours for value in colour) else ()
-
-
-def _bare(name: str) -> str:
-    return "".join(letter for letter in name.casefold() if letter.isalnum())
 
 
 def _distinct_colours(count: int) -> tuple[Colour, ...]:

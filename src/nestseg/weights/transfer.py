@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nestseg.core.errors import WeightsError, nearest
+from nestseg.core.taxonomy import plain_name
 from nestseg.models.segmenter import Segmenter, create_model
 from nestseg.store.files import load_strictly
 from nestseg.store.metadata import Architecture, ModelMetadata
@@ -115,20 +116,25 @@ def transfer_weights(
 
     fresh = model.state_dict()
     taken = {name: value for name, value in state.items() if takes_auxiliary or not name.startswith("auxiliary_head.")}
-    if here.auxiliary and not takes_auxiliary:
-        taken |= {name: value for name, value in fresh.items() if name.startswith("auxiliary_head.")}
     for classifier in _CLASSIFIERS[: 1 + takes_auxiliary]:
         for leaf in ("weight", "bias"):
             rows = fresh[f"{classifier}.{leaf}"].clone()
             for train_id, other_id in pairs.items():
                 rows[train_id] = state[f"{classifier}.{leaf}"][other_id]
             taken[f"{classifier}.{leaf}"] = rows
-    load_strictly(model, taken, path=path, fix="start from a model of the same network")
+    starts_fresh = ("auxiliary_head",) if here.auxiliary and not takes_auxiliary else ()
+    load_strictly(
+        model,
+        taken,
+        path=path,
+        fix="start from a model of the same network",
+        may_miss=tuple(f"{part}." for part in starts_fresh),
+    )
     return Transfer(
         kept=tuple((classes[i], source.classes[j]) for i, j in pairs.items()),
         new=tuple(name for i, name in enumerate(classes) if i not in pairs),
         unused=tuple(name for j, name in enumerate(source.classes) if j not in pairs.values()),
-        fresh=("auxiliary_head",) if here.auxiliary and not takes_auxiliary else (),
+        fresh=starts_fresh,
         left_out=("auxiliary_head",) if there.auxiliary and not takes_auxiliary else (),
     )
 
@@ -155,13 +161,9 @@ def match_classes(
                     fix=nearest(name, allowed),
                     path=path,
                 )
-    there = {_plain(name): index for index, name in enumerate(others)}
-    wanted = [_plain(class_map.get(name, name)) for name in classes]
+    there = {plain_name(name): index for index, name in enumerate(others)}
+    wanted = [plain_name(class_map.get(name, name)) for name in classes]
     return {index: there[name] for index, name in enumerate(wanted) if name in there}
-
-
-def _plain(name: str) -> str:
-    return "".join(character for character in name.casefold() if character.isalnum())
 
 
 def _complete(architecture: Architecture) -> Architecture:
@@ -207,4 +209,6 @@ def _differences(here: Architecture, there: Architecture, fields: Mapping[str, s
 def _yaml(value: Any) -> str:
     if isinstance(value, tuple):
         return "[" + ",".join(map(str, value)) + "]"
-    return {True: "true", False: "false"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
