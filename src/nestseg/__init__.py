@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from nestseg.core.errors import NestsegError
     from nestseg.core.taxonomy import Taxonomy
     from nestseg.core.types import Sample, SegLogits
-    from nestseg.data.datasets import open_dataset
+    from nestseg.data.opening import open_dataset
     from nestseg.engine.evaluate import evaluate_model
     from nestseg.engine.predict import predict_files
     from nestseg.engine.train import train
@@ -38,7 +38,7 @@ _HOME = {
     "evaluate_model": "nestseg.engine.evaluate",
     "load_model": "nestseg.build",
     "load_predictor": "nestseg.build",
-    "open_dataset": "nestseg.data.datasets",
+    "open_dataset": "nestseg.data.opening",
     "predict_files": "nestseg.engine.predict",
     "resolve_recipe": "nestseg.recipes",
     "train": "nestseg.engine.train",

@@ -7,22 +7,43 @@ from __future__ import annotations
 
 import platform
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from nestseg.core.disk import sha256_of
-from nestseg.core.errors import RunError
+from nestseg.core.errors import RecipeError, RunError
+from nestseg.core.taxonomy import Taxonomy
 from nestseg.core.types import OutputStride
+from nestseg.data.augment import (
+    ColourJitter,
+    CopyPaste,
+    CutMix,
+    GaussianBlur,
+    MixUp,
+    RandomErasing,
+    RandomPartner,
+    Rotation,
+    find_class_ids,
+    make_torchvision_transform,
+)
+from nestseg.data.counts import load_counts
 from nestseg.data.dataset import SegmentationDataset
-from nestseg.data.datasets import DATASETS, open_dataset
+from nestseg.data.datasets import DATASETS
+from nestseg.data.loader import BatchPlan, RareClassSampling
+from nestseg.data.opening import open_custom, open_dataset
+from nestseg.data.spec import DatasetSpec
+from nestseg.data.stats import class_weights
 from nestseg.data.transforms import TrainTransform
 from nestseg.inference.predictor import Predictor
 from nestseg.models.resnest import ResNeSt
 from nestseg.models.segmenter import Segmenter, create_model
 from nestseg.models.timm_backbone import TIMM_PREFIX, TimmBackbone, get_timm_normalization
 from nestseg.optim import build_adamw, build_sgd
-from nestseg.recipe import PhotometricSection, Recipe
+from nestseg.recipe import LossSection, PhotometricSection, Recipe
 from nestseg.recipes import evaluation_base_size
 from nestseg.store.files import load_strictly
 from nestseg.store.metadata import Architecture, ModelMetadata, Score
@@ -33,13 +54,23 @@ from nestseg.weights.transfer import TransferWarning, transfer_weights
 
 BEST_FILE = "best.safetensors"
 
+_EFFECTS: dict[str, Callable[..., object]] = {
+    "colour_jitter": ColourJitter,
+    "blur": GaussianBlur,
+    "cut_mix": CutMix,
+    "mix_up": MixUp,
+    "rotation": Rotation,
+    "erasing": RandomErasing,
+}
+"""Sections of the augmentation whose fields are the effect's own; copy_paste has names of classes."""
+
 
 def describe_architecture(recipe: Recipe) -> Architecture:
     """Return the network that a recipe means."""
     return Architecture(
         segmentor=recipe.segmentor,
         backbone=recipe.backbone.name,
-        num_classes=DATASETS[recipe.data.dataset].taxonomy.num_classes,
+        num_classes=taxonomy_of(recipe).num_classes,
         output_stride=recipe.output_stride,
         dilation_variant=recipe.backbone.dilation_variant,
         auxiliary=recipe.auxiliary_head.enabled,
@@ -96,7 +127,7 @@ def initialise_model(model: Segmenter, recipe: Recipe) -> str | None:
             model,
             found.state,
             source=found.metadata,
-            classes=DATASETS[recipe.data.dataset].taxonomy.classes,
+            classes=taxonomy_of(recipe).classes,
             class_map=recipe.init.class_map,
             path=found.path,
         )
@@ -128,14 +159,45 @@ def build_dataset(recipe: Recipe, root: Path | None, *, split: str) -> Segmentat
     Raises:
         DataError: If the folder does not have the expected layout.
     """
-    return open_dataset(recipe.data.dataset, root, split)
+    return _open(recipe.data.dataset, recipe.data.spec, root, split=split)
 
 
-def build_transform(recipe: Recipe) -> TrainTransform:
-    """Return the augmentation of a recipe."""
-    augmentation = recipe.augmentation
+def open_dataset_of(metadata: ModelMetadata, root: Path | None, *, split: str) -> SegmentationDataset:
+    """Open one split of the data set that a model was trained for.
+
+    Raises:
+        DataError: If the folder does not have the expected layout.
+    """
+    spec = (metadata.recipe or {}).get("data", {}).get("spec")
+    return _open(metadata.dataset, None if spec is None else DatasetSpec.model_validate(spec), root, split=split)
+
+
+def _open(name: str, spec: DatasetSpec | None, root: Path | None, *, split: str) -> SegmentationDataset:
+    return open_dataset(name, root, split) if spec is None else open_custom(spec, root, split)
+
+
+def build_transform(recipe: Recipe, dataset: SegmentationDataset) -> TrainTransform:
+    """Return the augmentation of a recipe; counts the classes of each picture where copy-paste looks for rare ones.
+
+    Raises:
+        RecipeError: If an effect makes no sense, or is not for such images.
+        DataError: If a sample that has to be counted cannot be read.
+    """
+    augmentation, data = recipe.augmentation, recipe.data
     photometric = augmentation.photometric or PhotometricSection(probability=0)
-    red, green, blue = (round(value) for value in recipe.data.mean)
+    effects: dict[str, Any] = {
+        name: effect(**dict(section))
+        for name, effect in _EFFECTS.items()
+        if (section := getattr(augmentation, name)) is not None
+    }
+    if augmentation.copy_paste is not None:
+        classes = find_class_ids(augmentation.copy_paste.classes, dataset.taxonomy)
+        counts = load_counts(dataset)
+        weights = np.zeros(len(dataset))
+        weights[counts.image_of_entry[np.isin(counts.classes, classes)]] = 1
+        if weights.any():
+            effects["copy_paste"] = CopyPaste(classes=classes, probability=augmentation.copy_paste.probability)
+            effects["paste_partner"] = RandomPartner(dataset, tuple(weights.tolist()))
     return TrainTransform(
         base_size=augmentation.base_size,
         crop_size=recipe.data.crop_size,
@@ -148,9 +210,52 @@ def build_transform(recipe: Recipe) -> TrainTransform:
         contrast=photometric.contrast,
         saturation=photometric.saturation,
         hue=photometric.hue,
-        pad_colour=(red, green, blue),
+        pad_colour=data.mean if data.image_dtype == "float32" else tuple(map(round, data.mean)),
         pad_where=augmentation.padding,
+        extra=tuple(
+            make_torchvision_transform(str(given.get("name")), {key: given[key] for key in given if key != "name"})
+            for given in augmentation.torchvision
+        ),
+        partner=RandomPartner(dataset),
+        image_dtype=data.image_dtype,
+        **effects,
     )
+
+
+def build_plan(recipe: Recipe, dataset: SegmentationDataset) -> BatchPlan:
+    """Return which samples make up which step; counts the classes of each picture where rare ones are drawn more often.
+
+    Raises:
+        DataError: If a sample that has to be counted cannot be read.
+    """
+    rare, sampling = recipe.data.rare_class_sampling, None
+    if rare is not None:
+        sampling = RareClassSampling.from_counts(
+            load_counts(dataset), temperature=rare.temperature, min_pixels=rare.min_pixels, tries=rare.tries
+        )
+    return BatchPlan(num_samples=len(dataset), batch_size=recipe.data.batch_size, seed=recipe.seed, sampling=sampling)
+
+
+def fill_class_weights(recipe: Recipe, dataset: SegmentationDataset) -> Recipe:
+    """Return the recipe with numbers for ``loss.class_weights``: as given, or by its rule from the training split.
+
+    Raises:
+        DataError: If a sample that has to be counted cannot be read.
+        RecipeError: If there is another number of weights than classes.
+    """
+    given = recipe.loss.class_weights
+    if given == "none":
+        return recipe
+    if isinstance(given, str):
+        numbers = class_weights(load_counts(dataset), given)
+        return recipe.model_copy(update={"loss": LossSection(class_weights=numbers)})
+    if len(given) != dataset.taxonomy.num_classes:
+        raise RecipeError(
+            "E-RECIPE-070",
+            f"loss.class_weights has {len(given)} numbers for {dataset.taxonomy.num_classes} classes",
+            fix="give one number a class, or median_frequency, enet or none",
+        )
+    return recipe
 
 
 def build_optimizer(recipe: Recipe, model: Segmenter) -> torch.optim.Optimizer:
@@ -182,7 +287,7 @@ def build_optimizer(recipe: Recipe, model: Segmenter) -> torch.optim.Optimizer:
 
 def describe_model(recipe: Recipe, *, step: int, scores: tuple[Score, ...] = ()) -> ModelMetadata:
     """Return what must travel with the weights of a run after ``step`` steps."""
-    taxonomy = DATASETS[recipe.data.dataset].taxonomy
+    taxonomy = taxonomy_of(recipe)
     return ModelMetadata(
         architecture=describe_architecture(recipe),
         dataset=taxonomy.name,
@@ -190,6 +295,7 @@ def describe_model(recipe: Recipe, *, step: int, scores: tuple[Score, ...] = ())
         palette=taxonomy.palette,
         base_size=recipe.evaluation.base_size,
         logits_resizes=recipe.evaluation.logits_resizes,
+        image_dtype=recipe.data.image_dtype,
         recipe=recipe.model_dump(mode="json"),
         step=step,
         versions=versions(),
@@ -200,13 +306,21 @@ def describe_model(recipe: Recipe, *, step: int, scores: tuple[Score, ...] = ())
 
 def describe_data_terms(recipe: Recipe) -> str:
     """Return the terms of all data that a run's weights have seen, those of its start included."""
-    terms, start = [DATASETS[recipe.data.dataset].terms], recipe.init.model or recipe.backbone.pretrained
+    spec = recipe.data.spec
+    terms = [DATASETS[recipe.data.dataset].terms if spec is None else spec.licence]
+    start = recipe.init.model or recipe.backbone.pretrained
     published = load_registry().get(start)
     if published is not None:
         terms.append(published.data_licence)
     elif start != "none":
         terms.append(f"what {start} was trained on")
     return "; ".join(terms)
+
+
+def taxonomy_of(recipe: Recipe) -> Taxonomy:
+    """Return names and colours of the classes that a recipe trains."""
+    spec = recipe.data.spec
+    return DATASETS[recipe.data.dataset].taxonomy if spec is None else spec.taxonomy
 
 
 def versions() -> dict[str, str]:
@@ -223,6 +337,8 @@ def build_predictor(model: Segmenter, metadata: ModelMetadata) -> Predictor:
         base_size=metadata.base_size,
         logits_resizes=metadata.logits_resizes,
         align_corners=metadata.architecture.align_corners,
+        in_channels=len(metadata.architecture.mean),
+        image_dtype=metadata.image_dtype,
         device=next(model.parameters()).device,
     )
 

@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from nestseg.core.errors import NestsegError
 from nestseg.version import __version__
@@ -42,6 +42,12 @@ def build_parser() -> argparse.ArgumentParser:
     train = verbs.add_parser("train", help="train a recipe")
     train.add_argument("recipe", metavar="NAME|RECIPE.yaml", help="what to train; see: nestseg recipes")
     train.add_argument("--data", type=Path, metavar="ROOT", help="folder of the data set (none for toystreets)")
+    train.add_argument(
+        "--dataset",
+        type=Path,
+        metavar="FILE.yaml",
+        help="a data set of your own; NAME is then SEGMENTOR_BACKBONE-dSTRIDE",
+    )
     train.add_argument("--run", type=Path, required=True, metavar="RUN", help="folder that the run is written to")
     _add_set(train)
     train.add_argument("--max-steps", type=int, metavar="N", help="shorten the run and its schedule to N steps")
@@ -86,7 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_data(verbs: argparse._SubParsersAction[_Parser]) -> None:
-    data = verbs.add_parser("data", help="data sets: prepare, verify")
+    data = verbs.add_parser("data", help="data sets: prepare, verify, look at")
     data_verbs = data.add_subparsers(dest="data_verb", metavar="VERB", required=True, parser_class=_Parser)
 
     prepare = data_verbs.add_parser("prepare", help="unpack the official archives into the layout, with a manifest")
@@ -96,13 +102,37 @@ def _add_data(verbs: argparse._SubParsersAction[_Parser]) -> None:
     source.add_argument("--archives", type=Path, metavar="DIR", help="folder that holds the official archives")
     source.add_argument("--download", action="store_true", help="fetch what can be had without a login")
 
+    init = data_verbs.add_parser("init", help="look at a folder of yours and write its data set file")
+    init.add_argument("folder", type=Path, metavar="FOLDER", help="the folder that holds pictures and labels")
+    init.add_argument("--out", type=Path, metavar="FILE.yaml", help="default: FOLDER/dataset.yaml")
+    init.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
+
     verify = data_verbs.add_parser("verify", help="find every problem in one pass, with a fix for each")
     verify.add_argument("dataset", metavar="NAME|DATASET.yaml", help="a name, or the file that describes yours")
     verify.add_argument("--data", type=Path, metavar="ROOT", help="folder of the data set")
     verify.add_argument("--split", action="append", default=[], metavar="SPLIT", help="default: all; may be repeated")
     verify.add_argument("--json", type=Path, metavar="OUT", help="write the report as JSON too")
     verify.add_argument("--num-workers", type=int, metavar="N", help="processes (default: one a core)")
-    for verb in (data, prepare, verify):
+
+    stats = data_verbs.add_parser("stats", help="classes, sizes, imbalance and weights to use, as a page with pictures")
+    stats.add_argument("dataset", metavar="NAME|DATASET.yaml", help="a name, or the file that describes yours")
+    stats.add_argument("--data", type=Path, metavar="ROOT", help="folder of the data set (none for toystreets)")
+    stats.add_argument("--split", default="train", metavar="SPLIT", help="default: %(default)s")
+    stats.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets index.html and stats.json")
+
+    preview = data_verbs.add_parser("preview", help="draw what the network will see, labels overlaid")
+    preview.add_argument("recipe", metavar="NAME|RECIPE.yaml", help="whose augmentation; see: nestseg recipes")
+    preview.add_argument("--data", type=Path, metavar="ROOT", help="folder of the data set (none for toystreets)")
+    preview.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets preview.png and preview.html")
+    preview.add_argument("--num-images", type=int, default=12, metavar="N", help="default: %(default)s")
+    _add_set(preview)
+
+    pack = data_verbs.add_parser("pack", help="write a copy that trains faster; give its folder as --data")
+    pack.add_argument("dataset", metavar="NAME|DATASET.yaml", help="a name, or the file that describes yours")
+    pack.add_argument("--data", type=Path, metavar="ROOT", help="folder of the data set (none for toystreets)")
+    pack.add_argument("--split", action="append", required=True, metavar="SPLIT", help="which; may be repeated")
+    pack.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets a folder a split")
+    for verb in (data, prepare, init, verify, stats, preview, pack):
         _add_debug(verb)
 
 
@@ -237,11 +267,23 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.max_steps is not None:
         overrides.append(f"schedule.max_steps={arguments.max_steps}")
     overrides += start_overrides(arguments.init, arguments.class_map)
-    recipe = resolve_recipe(arguments.recipe, overrides)
+    root, spec, facts, notes = arguments.data, None, None, []
+    if arguments.dataset is not None:
+        from nestseg.data.custom import measure_dataset
+        from nestseg.data.derive import derive_recipe
+        from nestseg.data.spec import DatasetSpec
+
+        spec = DatasetSpec.read(arguments.dataset)
+        root = arguments.dataset.parent if root is None else root
+        facts = measure_dataset(spec, root)
+        notes = [str(field) for field in derive_recipe(spec, facts)]
+        for note in notes:
+            _say(note)
+    recipe = resolve_recipe(arguments.recipe, overrides, spec=spec, facts=facts)
 
     from nestseg.engine.train import train
 
-    model = train(recipe, arguments.data, run=arguments.run, device=arguments.device, resume=arguments.resume)
+    model = train(recipe, root, run=arguments.run, device=arguments.device, resume=arguments.resume, notes=notes)
     sys.stdout.write(f"{model}\n")
     return 0
 
@@ -282,6 +324,14 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def _data(arguments: argparse.Namespace) -> int:
+    if arguments.data_verb == "init":
+        from nestseg.data.init import init_dataset
+
+        file, inspection = init_dataset(arguments.folder, out=arguments.out, overwrite=arguments.overwrite)
+        for field, words in inspection.conclusions:
+            _say(f"{field}: {words}")
+        _say(str(file))
+        return 0
     if arguments.data_verb == "prepare":
         from nestseg.data.prepare import format_prepared, prepare_dataset
 
@@ -294,11 +344,54 @@ def _data(arguments: argparse.Namespace) -> int:
         )
         _say(format_prepared(prepared))
         return 0
-    from nestseg.data.verify import format_report, verify_named, write_report
+    if arguments.data_verb == "verify":
+        return _verify(arguments)
+    if arguments.data_verb == "stats":
+        from nestseg.data.opening import open_dataset
+        from nestseg.report.data_page import format_summary, write_data_report
 
-    report = verify_named(
-        arguments.dataset,
-        arguments.data,
+        stats = write_data_report(
+            open_dataset(arguments.dataset, arguments.data, arguments.split),
+            arguments.out,
+            split=arguments.split,
+            on_progress=_show_count,
+        )
+        _say(format_summary(stats))
+        _say(f"page: {arguments.out / 'index.html'}")
+        return 0
+    if arguments.data_verb == "pack":
+        from nestseg.data.opening import open_dataset
+        from nestseg.data.packed import format_summary as format_pack
+        from nestseg.data.packed import pack_dataset
+
+        for split in arguments.split:
+            dataset = open_dataset(arguments.dataset, arguments.data, split)
+            _say(format_pack(pack_dataset(dataset, arguments.out, split=split, on_progress=_show_count)))
+        return 0
+    from nestseg.engine.preview import preview_recipe
+    from nestseg.recipes import resolve_recipe
+
+    recipe = resolve_recipe(arguments.recipe, arguments.overrides)
+    for file in preview_recipe(recipe, arguments.data, out=arguments.out, num_images=arguments.num_images):
+        _say(str(file))
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from nestseg.data.verify import Report, format_report, verify_named, write_report
+
+    subject: Any = arguments.dataset
+    verify: Any = verify_named
+    root = arguments.data
+    if arguments.dataset.endswith((".yaml", ".yml")):
+        from nestseg.data.spec import DatasetSpec
+        from nestseg.data.verify.verify import verify_custom
+
+        subject, verify = DatasetSpec.read(Path(arguments.dataset)), verify_custom
+        root = Path(arguments.dataset).parent if root is None else root
+    report: Report = verify(
+        subject,
+        root,
         splits=arguments.split,
         num_workers=arguments.num_workers,
         on_progress=lambda done, total: _show_progress("pairs", done, total),

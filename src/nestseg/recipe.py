@@ -17,7 +17,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from nestseg.core.errors import RecipeError, nearest
-from nestseg.core.types import DilationVariant, Fusion, Norm, OutputStride, Segmentor
+from nestseg.core.types import DilationVariant, Fusion, ImageDtype, Norm, OutputStride, Segmentor
+from nestseg.data.spec import DatasetSpec
 
 Positive = Annotated[int, Field(ge=1)]
 SizeField = tuple[Positive, Positive]
@@ -95,11 +96,24 @@ class InitSection(Section):
     """Class of the data set -> class of that model, where their names differ; equal names need no entry."""
 
 
+class RareClassSamplingSection(Section):
+    """Draws a class first, rare ones more often, and then a picture and a crop that show it."""
+
+    temperature: Annotated[float, Field(gt=0)] = 0.01
+    """The smaller, the more often the rarest classes are drawn."""
+    min_pixels: Positive = 3000
+    """Pixels of the drawn class that a picture must have."""
+    tries: Positive = 10
+    """How often a crop is drawn anew that does not show enough of the class."""
+
+
 class DataSection(Section):
     """What is trained on."""
 
     dataset: str
-    """A key of `nestseg.data.datasets.DATASETS`."""
+    """A key of `nestseg.data.datasets.DATASETS`; for your own data the name in ``spec``."""
+    spec: DatasetSpec | None = None
+    """Your own data set, as its file describes it; set by ``nestseg train --dataset FILE.yaml``."""
     train_split: str = "train"
     """Split that is trained on."""
     eval_split: str = "val"
@@ -108,12 +122,18 @@ class DataSection(Section):
     """Images a step, over all devices."""
     crop_size: SizeField
     """[height, width] of a training image."""
+    rare_class_sampling: RareClassSamplingSection | None = None
+    """How samples are drawn where classes are rare; null draws every picture once an epoch."""
     num_workers: Annotated[int, Field(ge=0)] = 4
     """Loader processes a device; the samples are the same for any number."""
-    mean: Rgb = IMAGENET_MEAN
-    """RGB mean on the 0-255 scale; the model normalises."""
-    std: Rgb = IMAGENET_STD
-    """RGB standard deviation on the 0-255 scale."""
+    in_channels: Positive = 3
+    """Channels of an image: 3 is RGB; mean and std have as many numbers."""
+    image_dtype: ImageDtype = "uint8"
+    """Type of an image's values, as they are stored."""
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    """Mean a channel on the scale of image_dtype; the model normalises."""
+    std: tuple[Annotated[float, Field(gt=0)], ...] = IMAGENET_STD
+    """Standard deviation a channel on the scale of image_dtype."""
 
 
 class PhotometricSection(Section):
@@ -131,8 +151,82 @@ class PhotometricSection(Section):
     """Largest shift on OpenCV's 0-179 hue scale (2 degrees a unit)."""
 
 
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class ColourJitterSection(Section):
+    """Brightness, contrast, saturation and hue in random order, as torchvision's ColorJitter; for 8-bit RGB."""
+
+    probability: Probability = 0.5
+    """Probability of jittering at all."""
+    brightness: Probability = 0.4
+    """The factor is within so much of 1."""
+    contrast: Probability = 0.4
+    """The factor about the mean of the grey picture is within so much of 1."""
+    saturation: Probability = 0.4
+    """The factor about each pixel's grey is within so much of 1."""
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    """Largest shift, in turns of the colour wheel."""
+
+
+class BlurSection(Section):
+    """Gaussian blur."""
+
+    probability: Probability = 0.5
+    """Probability of blurring at all."""
+    sigma: tuple[float, float] = (0.1, 2.0)
+    """Range of the standard deviation in pixels."""
+
+
+class RotationSection(Section):
+    """Rotation about the centre of the crop; what it uncovers is the mean colour and ignored."""
+
+    probability: Probability = 0.5
+    """Probability of turning at all."""
+    degrees: Annotated[float, Field(ge=0, le=180)] = 10
+    """Largest angle, either way."""
+
+
+class ErasingSection(Section):
+    """A random rectangle becomes the mean colour and ignored."""
+
+    probability: Probability = 0.5
+    """Probability of covering at all."""
+    area: tuple[float, float] = (0.02, 0.2)
+    """Range of its share of the crop."""
+    aspect: tuple[float, float] = (0.3, 3.3)
+    """Range of height / width."""
+
+
+class CopyPasteSection(Section):
+    """Pastes the pixels of some classes from another sample, whose picture shows one of them."""
+
+    classes: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Names of the classes, the rare ones."""
+    probability: Probability = 0.5
+    """Probability of pasting at all."""
+
+
+class CutMixSection(Section):
+    """Replaces a rectangle by what another sample has there, labels included."""
+
+    alpha: Annotated[float, Field(gt=0)] = 1.0
+    """The share that stays is drawn from Beta(alpha, alpha)."""
+    probability: Probability = 0.5
+    """Probability of cutting at all."""
+
+
+class MixUpSection(Section):
+    """Lays another sample's picture over this one, more weakly; the labels stay."""
+
+    alpha: Annotated[float, Field(gt=0)] = 0.2
+    """The share of the stronger picture is drawn from Beta(alpha, alpha), folded to at least 0.5."""
+    probability: Probability = 0.5
+    """Probability of mixing at all."""
+
+
 class AugmentationSection(Section):
-    """Random resize, crop, flip, photometric distortion and padding, in this order."""
+    """Random resize, crop, flip, photometric distortion, colour jitter, blur, padding, then mixing and covering."""
 
     base_size: SizeField
     """[short, long] side that a factor of 1 resizes an image to, keeping its ratio."""
@@ -148,6 +242,22 @@ class AugmentationSection(Section):
     """null turns it off."""
     padding: Literal["centre", "bottom_right"] = "centre"
     """Where an image smaller than the crop lies in it; the rest is the mean colour and ignored."""
+    colour_jitter: ColourJitterSection | None = None
+    """null is off."""
+    blur: BlurSection | None = None
+    """null is off."""
+    copy_paste: CopyPasteSection | None = None
+    """null is off."""
+    cut_mix: CutMixSection | None = None
+    """null is off."""
+    mix_up: MixUpSection | None = None
+    """null is off."""
+    rotation: RotationSection | None = None
+    """null is off."""
+    torchvision: tuple[dict[str, str | bool | int | float | tuple[float, ...] | None], ...] = ()
+    """Transforms of torchvision by an allow-listed name: [{name: RandomSolarize, threshold: 128, p: 0.2}]."""
+    erasing: ErasingSection | None = None
+    """null is off."""
 
 
 class OptimizerSection(Section):
@@ -167,6 +277,13 @@ class OptimizerSection(Section):
     """Factor on the lr of the decode and auxiliary heads."""
     decay_norm_and_bias: bool = True
     """Whether weight decay also acts on norms and biases, as in the published runs."""
+
+
+class LossSection(Section):
+    """What is minimised: cross-entropy over the labelled pixels."""
+
+    class_weights: Literal["none", "median_frequency", "enet"] | tuple[Annotated[float, Field(ge=0)], ...] = "none"
+    """A number a class, or the rule that computes them from the training split; a run's own recipe has the numbers."""
 
 
 class ScheduleSection(Section):
@@ -242,6 +359,7 @@ class Recipe(Section):
     init: InitSection = InitSection()
     data: DataSection
     augmentation: AugmentationSection
+    loss: LossSection = LossSection()
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection
     checkpoint: CheckpointSection = CheckpointSection()
@@ -250,9 +368,16 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _check_across_fields(self) -> Recipe:
+        if self.data.spec is not None and self.data.dataset != self.data.spec.name:
+            raise ValueError(f"data.dataset {self.data.dataset} is not data.spec.name {self.data.spec.name}")
         low, high = self.augmentation.scale_range
         if not 0 < low <= high:
             raise ValueError(f"augmentation.scale_range {[low, high]}: allowed 0 < low <= high")
+        if not len(self.data.mean) == len(self.data.std) == self.data.in_channels:
+            raise ValueError(
+                f"data.mean has {len(self.data.mean)} and data.std {len(self.data.std)} numbers for data.in_channels "
+                f"{self.data.in_channels}; give one a channel"
+            )
         if self.schedule.min_lr > self.optimizer.lr:
             raise ValueError(
                 f"schedule.min_lr {self.schedule.min_lr} is above optimizer.lr {self.optimizer.lr}; lower it"
@@ -358,7 +483,9 @@ def known_fields() -> dict[str, str]:
             reference = field.get("$ref") or next(
                 (option["$ref"] for option in field.get("anyOf", ()) if "$ref" in option), None
             )
-            if reference:
+            if reference and reference.endswith("/DatasetSpec"):
+                fields[prefix + name] = "a data set file's content or null"
+            elif reference:
                 if "anyOf" in field:
                     fields[prefix + name] = "section or null"
                 fields |= walk(schema["$defs"][reference.rsplit("/", 1)[-1]], f"{prefix}{name}.")

@@ -22,6 +22,8 @@ import yaml
 from nestseg.core.errors import RecipeError, nearest
 from nestseg.core.types import Segmentor, Size
 from nestseg.data.datasets import DATASETS
+from nestseg.data.derive import DatasetFacts, derive_recipe
+from nestseg.data.spec import DatasetSpec
 from nestseg.recipe import Recipe, known_fields, validate_recipe
 
 SEGMENTORS: tuple[str, ...] = get_args(Segmentor)
@@ -185,8 +187,12 @@ def list_recipes() -> list[tuple[str, str, str, str, str, str, str]]:
     return rows
 
 
-def parse_name(name: str) -> RecipeName:
+def parse_name(name: str, *, dataset: str | None = None) -> RecipeName:
     """Take a recipe name apart.
+
+    Args:
+        name: The name.
+        dataset: Name of a data set of your own, of which ``name`` says nothing.
 
     Raises:
         RecipeError: If a part does not exist; offers the nearest names.
@@ -195,15 +201,16 @@ def parse_name(name: str) -> RecipeName:
         >>> parse_name("pspnet_resnest50-d16_ade20k")
         RecipeName(segmentor='pspnet', backbone='resnest50', output_stride=16, dataset='ade20k')
     """
-    match = _NAME.fullmatch(name)
+    match = _NAME.fullmatch(name if dataset is None else f"{name}_custom")
     if match is None:
-        raise _unknown(name, "not of the form SEGMENTOR_BACKBONE-dSTRIDE_DATASET")
-    parts = RecipeName(match["segmentor"], match["backbone"], int(match["output_stride"]), match["dataset"])
+        form = "SEGMENTOR_BACKBONE-dSTRIDE" + ("_DATASET" if dataset is None else ", as --dataset says the rest")
+        raise _unknown(name, f"not of the form {form}")
+    parts = RecipeName(match["segmentor"], match["backbone"], int(match["output_stride"]), dataset or match["dataset"])
     tables: tuple[tuple[str, str, Iterable[str]], ...] = (
         ("segmentor", parts.segmentor, SEGMENTORS),
         ("backbone", parts.backbone, BACKBONES),
         ("output stride", str(parts.output_stride), ("8", "16", "32")),
-        ("data set", parts.dataset, DATASETS),
+        ("data set", parts.dataset, DATASETS if dataset is None else [dataset]),
     )
     for kind, given, allowed in tables:
         if given not in allowed:
@@ -211,7 +218,13 @@ def parse_name(name: str) -> RecipeName:
     return parts
 
 
-def resolve_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def resolve_recipe(
+    source: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    spec: DatasetSpec | None = None,
+    facts: DatasetFacts | None = None,
+) -> Recipe:
     """Turn a name or a YAML file, and ``--set`` overrides, into a recipe.
 
     Args:
@@ -219,6 +232,8 @@ def resolve_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         overrides: ``"dotted.field=value"``; values are read as YAML. ``schedule.max_steps`` shortens the warm-up in
             proportion, ``backbone.name`` brings its own published weights, ``init.model`` stands in for them (and for
             ``backbone.zero_init_residual``), unless those fields are given too.
+        spec: A data set of your own; ``source`` is then a name without a data set, ``SEGMENTOR_BACKBONE-dSTRIDE``.
+        facts: What was measured of it.
 
     Raises:
         RecipeError: Unknown name, field or value; the message offers what is near and allowed.
@@ -228,7 +243,10 @@ def resolve_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         (97, 97)
     """
     is_file = str(source).endswith((".yaml", ".yml"))
-    recipe = Recipe.read(Path(source)) if is_file else named_recipe(str(source))
+    if spec is not None and facts is not None:
+        recipe = custom_recipe(str(source), spec, facts=facts)
+    else:
+        recipe = Recipe.read(Path(source)) if is_file else named_recipe(str(source))
     if not overrides:
         return recipe
     changes = dict(parse_override(text) for text in overrides)
@@ -300,6 +318,31 @@ def named_recipe(name: str) -> Recipe:
     values = recipe.model_dump(mode="json")
     for field, value in changes.items():
         _assign(values, field, value)
+    return validate_recipe(values, source=name)
+
+
+def custom_recipe(name: str, spec: DatasetSpec, *, facts: DatasetFacts) -> Recipe:
+    """Return the recipe of a network on a data set of your own, see `derive_recipe`.
+
+    Args:
+        name: ``SEGMENTOR_BACKBONE-dSTRIDE``.
+        spec: The data set.
+        facts: What was measured of it.
+
+    Raises:
+        RecipeError: If a part of the name does not exist.
+    """
+    parts = parse_name(name, dataset=spec.name)
+    values: dict[str, Any] = {
+        "name": f"{name}_{spec.name}",
+        "segmentor": parts.segmentor,
+        "output_stride": parts.output_stride,
+        "backbone": {"name": parts.backbone, "pretrained": published_backbone(parts.backbone)},
+        "data": {"spec": spec.model_dump(mode="json")},
+    }
+    for field, value, _ in derive_recipe(spec, facts):
+        section, _, last = field.partition(".")
+        values.setdefault(section, {})[last] = value
     return validate_recipe(values, source=name)
 
 

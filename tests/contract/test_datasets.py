@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from nestseg.data.dataset import SegmentationDataset
-from nestseg.data.datasets import DATASETS, open_dataset
+from nestseg.data.datasets import DATASETS
+from nestseg.data.opening import open_dataset
 
 REAL_DATA = Path(os.environ.get("NESTSEG_REAL_DATA", Path(__file__).parents[2] / "../shared/data"))
 

@@ -91,7 +91,7 @@ class Stripes(SegmentationDataset):
 def draw_batches(recipe: Recipe) -> Iterator[Batch]:
     dataset = Stripes(None, "train")
     plan = BatchPlan(num_samples=len(dataset), batch_size=recipe.data.batch_size, seed=recipe.seed)
-    return training_batches(dataset, build_transform(recipe), plan=plan, start=0, stop=STEPS)
+    return training_batches(dataset, build_transform(recipe, dataset), plan=plan, start=0, stop=STEPS)
 
 
 def see_batches() -> dict[str, list[float]]:

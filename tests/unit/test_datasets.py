@@ -17,7 +17,8 @@ from nestseg.data.ade20k import ADE20K
 from nestseg.data.camvid import CamVid
 from nestseg.data.cityscapes import TRAIN_ID_TO_LABEL_ID, Cityscapes
 from nestseg.data.dataset import FileDataset, make_label_map, read_pair
-from nestseg.data.datasets import DATASETS, open_dataset
+from nestseg.data.datasets import DATASETS
+from nestseg.data.opening import open_dataset
 from nestseg.data.voc import VOC
 
 ERROR_SHAPE = r"^E-DATA-\d{3} \| [^|]+ \| [^|]+ \| fix: [^|]+$"

@@ -204,7 +204,7 @@ def test_the_start_of_the_weights_follows_what_an_override_names():
     tuned = resolve_recipe("demo", ["init.model=runs/a"])
     assert tuned.backbone.pretrained == "none"
     assert not tuned.backbone.zero_init_residual
-    with pytest.raises(RecipeError, match="init.model brings its own backbone"):
+    with pytest.raises(RecipeError, match=r"init\.model brings its own backbone"):
         resolve_recipe("fcn_resnest50-d8_voc", ["init.model=a.pth", "backbone.pretrained=b.pth"])
     with pytest.raises(RecipeError, match=r"init\.class_map is set without init\.model"):
         resolve_recipe("fcn_resnest50-d8_voc", ["init.class_map={a: b}"])

@@ -37,23 +37,23 @@ def copy_from_first_rank(values: Iterable[Tensor]) -> None:
             dist.broadcast(value, src=0)
 
 
-def share_of_pixels(num_valid: Tensor) -> Tensor | float:
+def share_of_pixels(weight: Tensor) -> Tensor | float:
     """Weight that turns the mean of rank means into the mean over all pixels.
 
-    Gradients are averaged over ranks. With v_r counted pixels on rank r of R, the loss of rank r times
-    v_r * R / sum(v) averages to the loss over the pixels of all ranks.
+    Gradients are averaged over ranks. With v_r counted pixels (or the sum of their weights) on rank r of R, the loss of
+    rank r times v_r * R / sum(v) averages to the loss over the pixels of all ranks.
 
     Args:
-        num_valid: () int64 number of counted pixels on this rank.
+        weight: () number of counted pixels on this rank, or the sum of their weights.
 
     Returns:
         The weight: a scalar tensor, or 1.0 with one process.
 
     Shape:
-        - num_valid: ()
+        - weight: ()
         - returns: ()
     """
     if not (dist.is_available() and dist.is_initialized()):
         return 1.0
-    total = sum_over_ranks(num_valid)
-    return num_valid * dist.get_world_size() / torch.clamp(total, min=1)
+    total = sum_over_ranks(weight)
+    return weight * dist.get_world_size() / torch.where(total > 0, total, 1)

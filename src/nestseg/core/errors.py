@@ -75,6 +75,10 @@ class ArchiveError(NestsegError, ValueError):
     """An archive that is damaged, or holds what no data set needs (``E-ARCHIVE-...``)."""
 
 
+class PackError(DataError):
+    """A packed data set that cannot be written, or is not whole (``E-PACK-...``)."""
+
+
 class PrepareError(NestsegError, ValueError):
     """A data set that cannot be prepared from what is there (``E-PREPARE-...``)."""
 

@@ -2,15 +2,20 @@
 
 Pillow decodes, from an allow-list of formats and under a cap on pixels. Every array returned is fresh and
 writable. Every failure that a file can cause is a ``DataError``.
+
+What Pillow cannot hold, pictures of many channels and colour of 16 bits or floats, is read from ``.npy`` and TIFF.
 """
 
 from __future__ import annotations
 
+import importlib
 import io
 import struct
+import tokenize
 import zlib
 from pathlib import Path
-from typing import BinaryIO, Literal
+from types import ModuleType
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +23,7 @@ from PIL import Image, UnidentifiedImageError
 
 from nestseg.core.disk import replaced_file
 from nestseg.core.errors import DataError
+from nestseg.core.types import ImageDtype
 
 ImageSource = str | Path | bytes | BinaryIO
 """A file by its path, or its encoded content."""
@@ -37,6 +43,9 @@ _DAMAGE = (
 
 _CONVERTIBLE = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"})
 
+_NPY = b"\x93NUMPY"
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two are BigTIFF
+
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -50,19 +59,42 @@ _UPRIGHT = {
 
 
 def read_image(
-    source: ImageSource, *, exif: Literal["apply", "ignore"] = "apply", max_pixels: int = MAX_PIXELS
-) -> NDArray[np.uint8]:
-    """Decode a picture to 8-bit RGB.
+    source: ImageSource,
+    *,
+    channels: int = 3,
+    dtype: ImageDtype = "uint8",
+    exif: Literal["apply", "ignore"] = "apply",
+    max_pixels: int = MAX_PIXELS,
+) -> NDArray[Any]:
+    """Decode a picture to what is asked for, which is 8-bit RGB unless said otherwise.
 
-    Grey is repeated over the three channels. A palette is looked up. Alpha is dropped: a pixel keeps its
+    **8-bit RGB.** Grey is repeated over the three channels. A palette is looked up. Alpha is dropped: a pixel keeps its
     stored colour, however transparent it is. CMYK and YCCK are converted without a colour profile. Of 16-bit
     samples the high byte is kept: scaled, never clipped. 32-bit samples are refused: their range is unknown.
     Of several pictures in a file the first is taken.
 
+    **Anything else** is taken as it is stored and refused if it is stored as something else, since mean and standard
+    deviation would not fit, but for conversions that lose nothing: colour whose channels are all equal is grey, and
+    for 2 and 4 channels, grey or RGB with alpha, what has no alpha is opaque. For grey, alpha is dropped, and of 16-bit
+    samples 8 bits are the high byte, as above.
+
+    ===========  ================================================================================
+    1 channel    any format; 16 bits in PNG, TIFF and npy, floats in TIFF and npy
+    2, 4         8 bits: any format that can hold them (TIFF by tifffile); else TIFF and npy
+    3, 16 bits   TIFF by tifffile, and npy: Pillow keeps only the high byte of 16-bit colour
+    other        TIFF by tifffile, and npy
+    ===========  ================================================================================
+
+    An npy file holds (H, W, C), or (H, W) for one channel, and never pickled objects. tifffile is an extra,
+    ``pip install "nestseg[tiff]"``; the channels of a pixel lie in the first page, interleaved or in planes.
+
     Args:
         source: Path, encoded bytes, or a binary file object, which is read to its end.
+        channels: Channels C of the result.
+        dtype: Type of its values. float32 is also read from npy files of 16- and 64-bit floats; none may be NaN or
+            infinite.
         exif: ``"apply"`` turns the picture upright by its EXIF orientation (a damaged EXIF block counts as
-            none); ``"ignore"`` keeps rows and columns as stored.
+            none); ``"ignore"`` keeps rows and columns as stored. What Pillow does not read has none.
         max_pixels: Largest height * width that is decoded; the header tells it before any pixel is. Pillow's
             own ``PIL.Image.MAX_IMAGE_PIXELS``, a setting of the whole process, holds as well.
 
@@ -70,49 +102,61 @@ def read_image(
         The picture, a fresh writable array.
 
     Shape:
-        - returns: (H, W, 3) uint8 RGB, values 0-255
+        - returns: (H, W, channels) of ``dtype``; RGB with values 0-255 by default
 
     Raises:
         DataError: E-DATA-010 to E-DATA-013 and E-DATA-016: no such file, not a picture, damaged, too many
-            pixels, or samples of 32 bits.
+            pixels, or samples of 32 bits; E-DATA-081 to E-DATA-086: another type or number of channels, tifffile
+            missing, values that are not finite, or an npy or TIFF file of another layout.
 
     Example:
         >>> encoded = io.BytesIO()
         >>> Image.new("L", (3, 2), 7).save(encoded, "PNG")
-        >>> read_image(encoded.getvalue()).shape
-        (2, 3, 3)
+        >>> read_image(encoded.getvalue()).shape, read_image(encoded.getvalue(), channels=1).shape
+        ((2, 3, 3), (2, 3, 1))
     """
     data, path = _read_bytes(source)
+    if data.startswith(_NPY):
+        return _read_npy(data, path=path, channels=channels, dtype=dtype, max_pixels=max_pixels)
+    if data.startswith(_TIFF) and channels != 1 and (channels, dtype) != (3, "uint8"):
+        return _read_tiff(data, path=path, channels=channels, dtype=dtype, max_pixels=max_pixels)
     image = _decode(data, path=path, max_pixels=max_pixels)
     if exif == "apply":
         turn = _UPRIGHT.get(_orientation(image))
         if turn is not None:
             image = image.transpose(turn)
-    return convert_image(image, path=path)
+    return convert_image(image, channels=channels, dtype=dtype, path=path)
 
 
-def convert_image(image: Image.Image, *, path: str = "<image>") -> NDArray[np.uint8]:
-    """Convert a Pillow image to 8-bit RGB by the rules of `read_image`; its EXIF orientation is left alone.
+def convert_image(
+    image: Image.Image, *, channels: int = 3, dtype: ImageDtype = "uint8", path: str = "<image>"
+) -> NDArray[Any]:
+    """Convert a Pillow image by the rules of `read_image`; its EXIF orientation is left alone.
 
     Args:
         image: Any Pillow image.
+        channels: As in `read_image`.
+        dtype: As in `read_image`.
         path: What to call it in messages.
 
     Shape:
-        - returns: (H, W, 3) uint8 RGB, values 0-255
+        - returns: (H, W, channels) of ``dtype``; RGB with values 0-255 by default
 
     Raises:
-        DataError: E-DATA-012 or E-DATA-016: damaged, or samples of 32 bits.
+        DataError: E-DATA-012 or E-DATA-016: damaged, or samples of 32 bits; E-DATA-081, E-DATA-082 and E-DATA-084:
+            another type or number of channels, or values that are not finite.
     """
     try:
         image.load()
     except _DAMAGE as error:
         raise _damaged(path, error) from error
-    if image.mode == "RGB":
+    if dtype != "uint8":
+        return _take_deep(image, channels=channels, dtype=dtype, path=path)
+    if image.mode == "RGB" and channels == 3:
         return np.array(image)
-    if image.mode.startswith("I;16"):
+    if image.mode.startswith("I;16") and channels in (1, 3):
         high_byte = (np.asarray(image) >> 8).astype(np.uint8)
-        return np.repeat(high_byte[:, :, None], 3, axis=2)
+        return np.repeat(high_byte[:, :, None], channels, axis=2)
     if image.mode not in _CONVERTIBLE:
         raise DataError(
             "E-DATA-016",
@@ -120,11 +164,52 @@ def convert_image(image: Image.Image, *, path: str = "<image>") -> NDArray[np.ui
             fix="scale the values and save as 8- or 16-bit PNG",
             path=path,
         )
+    if channels == 4:
+        return np.array(image.convert("RGBA"))
+    if channels == 2:
+        if image.mode not in {"1", "L", "LA", "La"}:
+            raise _other_channels(path, f"colour (mode {image.mode})", channels)
+        return np.array(image.convert("LA"))
+    if channels not in (1, 3):
+        raise _other_channels(path, f"a {image.format or 'Pillow'} picture of mode {image.mode}", channels)
     if "transparency" in image.info:
         # Alpha is dropped; a palette with transparency would make Pillow warn about exactly that.
         image = image.copy()
         del image.info["transparency"]
-    return np.array(image.convert("RGB"))
+    if channels == 1 and image.mode in {"1", "L", "LA", "La"}:
+        return np.array(image.convert("LA"))[:, :, :1].copy()
+    colours = np.array(image.convert("RGB"))
+    if channels == 3:
+        return colours
+    if not (colours == colours[:, :, :1]).all():
+        raise _other_channels(path, "colour", channels)
+    return np.ascontiguousarray(colours[:, :, :1])
+
+
+def preview_image(image: NDArray[Any]) -> NDArray[np.uint8]:
+    """Make a picture of any kind one that can be looked at; never what a network sees.
+
+    One and two channels become grey, of more the first three become red, green and blue. Values that are not 8 bits
+    are stretched to 0-255, the picture's smallest to its largest.
+
+    Args:
+        image: The picture.
+
+    Returns:
+        The picture itself if it is 8-bit RGB.
+
+    Shape:
+        - image: (H, W, C) uint8, uint16 or float32
+        - returns: (H, W, 3) uint8 RGB
+    """
+    if image.shape[2] == 3 and image.dtype == np.uint8:
+        return image
+    shown = image[:, :, :3].copy() if image.shape[2] >= 3 else np.repeat(image[:, :, :1], 3, axis=2)
+    if shown.dtype != np.uint8:
+        values = shown.astype(np.float64)
+        low, high = values.min(), values.max()
+        shown = np.rint((values - low) * (255 / (high - low) if high > low else 0)).astype(np.uint8)
+    return shown
 
 
 def read_labels(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
@@ -255,6 +340,125 @@ def _decode(data: bytes, *, path: str, max_pixels: int) -> Image.Image:
     return image
 
 
+def _take_deep(image: Image.Image, *, channels: int, dtype: ImageDtype, path: str) -> NDArray[Any]:
+    """Take one channel of 16 bits or floats from a Pillow image as it is stored."""
+    stored = "uint16" if image.mode.startswith("I;16") else {"F": "float32", "I": "int32"}.get(image.mode, "uint8")
+    if stored != dtype:
+        # of 16-bit colour Pillow has kept the high byte; by then it looks like any 8-bit picture
+        colour = "; of 16-bit colour only TIFF and npy files keep all bits" if image.mode in {"RGB", "RGBA"} else ""
+        raise _other_dtype(path, f"{stored} (mode {image.mode}){colour}", dtype)
+    if channels != 1:
+        raise _other_channels(path, "grey", channels)
+    values = np.asarray(image).astype(dtype)  # native byte order, and fresh
+    return _check_finite(values[:, :, None], path=path)
+
+
+def _read_npy(data: bytes, *, path: str, channels: int, dtype: ImageDtype, max_pixels: int) -> NDArray[Any]:
+    stream = io.BytesIO(data)
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    try:
+        read_header = readers.get(np.lib.format.read_magic(stream))
+        shape, _, stored = read_header(stream) if read_header else ((), False, np.dtype(object))
+    except (*_DAMAGE, tokenize.TokenError) as error:
+        raise _damaged(path, error) from error
+    if stored.hasobject or stored.names or len(shape) not in (2, 3):
+        raise DataError(
+            "E-DATA-085",
+            f"npy file of {stored} and shape {shape}; allowed: plain numbers, (H, W, C), or (H, W) for one channel",
+            fix="save the picture alone: numpy.save(path, array)",
+            path=path,
+        )
+    floats = dtype == "float32" and stored.kind == "f" and stored.itemsize <= 8
+    if not floats and stored.newbyteorder("=") != np.dtype(dtype):
+        raise _other_dtype(path, str(stored), dtype)
+    height, width, stored_channels = (*shape, 1)[:3]
+    if stored_channels != channels:
+        order = "; channels come last" if shape[0] == channels else ""
+        raise _other_channels(path, f"an array of shape {shape}{order}", channels)
+    if height * width > max_pixels:
+        raise _too_large(path, f"{height}x{width} = {height * width:,} pixels", max_pixels)
+    if min(height, width) < 1:
+        raise _damaged(path, ValueError(f"no pixels: {height}x{width}"))
+    try:
+        array = np.load(io.BytesIO(data), allow_pickle=False)
+    except _DAMAGE as error:
+        raise _damaged(path, error) from error
+    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite and is refused
+        return _check_finite(array.reshape(height, width, channels).astype(dtype, order="C"), path=path)
+
+
+def _read_tiff(data: bytes, *, path: str, channels: int, dtype: ImageDtype, max_pixels: int) -> NDArray[Any]:
+    tifffile = _import_tifffile(path, channels)
+    damage = (*_DAMAGE, NotImplementedError, tifffile.TiffFileError)
+    try:
+        file = tifffile.TiffFile(io.BytesIO(data))
+    except damage as error:
+        raise _damaged(path, error) from error
+    with file:
+        try:
+            page = file.pages[0]
+            axes, shape, stored = str(page.axes), tuple(page.shape), page.dtype
+            height, width = int(page.imagelength), int(page.imagewidth)
+        except damage as error:
+            raise _damaged(path, error) from error
+        if axes not in ("YX", "YXS", "SYX") or stored is None:
+            raise DataError(
+                "E-DATA-086",
+                f"TIFF whose first page has the axes {axes}; allowed: rows, columns and samples",
+                fix="store all channels of a pixel in one page, or save the array as .npy",
+                path=path,
+            )
+        if height * width > max_pixels:
+            raise _too_large(path, f"{height}x{width} = {height * width:,} pixels", max_pixels)
+        if stored.newbyteorder("=") != np.dtype(dtype):
+            raise _other_dtype(path, str(stored), dtype)
+        samples = 1 if axes == "YX" else shape[2 if axes == "YXS" else 0]
+        if samples != channels:
+            pages = f" in the first of {len(file.pages)} pages" if len(file.pages) > 1 else ""
+            raise _other_channels(path, f"{samples} samples a pixel{pages}", channels)
+        try:
+            array = page.asarray()
+        except damage as error:
+            if "imagecodecs" in str(error):
+                raise DataError(
+                    "E-DATA-083",
+                    f"compressed in a way that tifffile alone does not read: {error}",
+                    fix="pip install imagecodecs, or save it uncompressed or with deflate",
+                    path=path,
+                ) from error
+            raise _damaged(path, error) from error
+    if axes == "SYX":
+        array = np.moveaxis(array, 0, -1)
+    return _check_finite(array.reshape(height, width, channels).astype(dtype, order="C"), path=path)
+
+
+def _import_tifffile(path: str, channels: int) -> ModuleType:
+    try:
+        return importlib.import_module("tifffile")
+    except ImportError as error:
+        raise DataError(
+            "E-DATA-083",
+            f"a TIFF file read as {channels} channels needs tifffile, which cannot be imported",
+            fix='pip install "nestseg[tiff]", or save the array as .npy',
+            path=path,
+        ) from error
+
+
+def _check_finite(array: NDArray[Any], *, path: str) -> NDArray[Any]:
+    if array.dtype == np.float32 and not np.isfinite(array).all():
+        wrong = int(np.count_nonzero(~np.isfinite(array)))
+        raise DataError(
+            "E-DATA-084",
+            f"{wrong:,} of {array.size:,} values are NaN, infinite, or too large for float32",
+            fix="replace them, for example with the channel's mean, and ignore these pixels in the label map",
+            path=path,
+        )
+    return array
+
+
 def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation 1-8; 1 (upright) where there is none or it cannot be read."""
     try:
@@ -294,6 +498,24 @@ def _too_large(path: str, given: str, limit: int) -> DataError:
         "E-DATA-013",
         f"{given}; allowed: {limit:,} pixels",
         fix="scale the picture down, or raise max_pixels and PIL.Image.MAX_IMAGE_PIXELS, which both hold",
+        path=path,
+    )
+
+
+def _other_dtype(path: str, stored: str, dtype: ImageDtype) -> DataError:
+    return DataError(
+        "E-DATA-081",
+        f"picture of {stored}, wanted as {dtype}",
+        fix=f"save it as {dtype}, or set the image_dtype of the recipe to what is stored, with its mean and std",
+        path=path,
+    )
+
+
+def _other_channels(path: str, stored: str, channels: int) -> DataError:
+    return DataError(
+        "E-DATA-082",
+        f"{stored}, wanted with {channels} {'channel' if channels == 1 else 'channels'}",
+        fix="save it with these channels, or set in_channels of the recipe to what is stored, with its mean and std",
         path=path,
     )
 

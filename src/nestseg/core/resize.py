@@ -6,7 +6,7 @@ whole resized picture: training crops and tiled prediction may cut first without
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -61,14 +61,12 @@ def scaled_size(size: Size, *, base: Size, factor: float = 1.0) -> Size:
     return height, width
 
 
-def resize_image(
-    image: NDArray[np.uint8], size: Size, *, window: tuple[int, int, int, int] | None = None
-) -> NDArray[np.uint8]:
+def resize_image(image: NDArray[Any], size: Size, *, window: tuple[int, int, int, int] | None = None) -> NDArray[Any]:
     """Resize a picture bilinearly: half-pixel centres, edges repeated, no antialias.
 
     Each output value is the bilinear mean of the four source pixels around ((i + 0.5) * H / h - 0.5, ...), rounded
-    to the nearest grey level. Positions are kept in float32, so that about one value in a thousand lands one grey
-    level beside the float64 answer (where that is close to a half).
+    to the nearest grey level, floats not. Positions are kept in float32, so that about one value in a thousand lands
+    one grey level beside the float64 answer (where that is close to a half).
 
     Args:
         image: The picture.
@@ -83,8 +81,8 @@ def resize_image(
         DataError: If the picture or the result is longer than 32766 pixels.
 
     Shape:
-        - image: (H, W, C) uint8, any number of channels
-        - returns: (window height, window width, C) uint8, or (*size, C) without a window
+        - image: (H, W, C) uint8, uint16 or float32, any number of channels
+        - returns: (window height, window width, C) of the same type, or (*size, C) without a window
 
     Deviations:
         ``cv2.resize`` rounds its weights to 1/2048 and differs by one grey level at about 13 % of the values of
@@ -173,7 +171,7 @@ def _source_positions(source: int, size: int, *, start: int, count: int) -> tupl
     return slice(first, int(positions[-1]) + 2), positions - np.float32(first)
 
 
-def _sample_bilinear(image: NDArray[np.uint8], x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.uint8]:
+def _sample_bilinear(image: NDArray[Any], x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[Any]:
     """Read a picture at the crossings of real columns x and rows y.
 
     OpenCV 5 interpolates in float32 for 1, 3 and 4 channels (two channels, and every count in OpenCV 4, go through
@@ -183,16 +181,16 @@ def _sample_bilinear(image: NDArray[np.uint8], x: NDArray[np.float32], y: NDArra
     if channels == 3:
         fours = [cv2.cvtColor(image, cv2.COLOR_RGB2RGBA)]
     else:
-        filled = np.zeros((*image.shape[:2], -(-channels // 4) * 4), np.uint8)
+        filled = np.zeros((*image.shape[:2], -(-channels // 4) * 4), image.dtype)
         filled[..., :channels] = image
         fours = [np.ascontiguousarray(filled[..., i : i + 4]) for i in range(0, filled.shape[2], 4)]
-    resized = np.empty((len(y), len(x), channels), np.uint8)
+    resized = np.empty((len(y), len(x), channels), image.dtype)
     # In bands with kept buffers: maps and result of a whole crop are megabytes of fresh memory, and having the
     # system provide it took three times as long as the interpolation.
     step = min(len(y), max(1, BAND_PIXELS // len(x)))
     across = np.ascontiguousarray(np.broadcast_to(x, (step, len(x))))
     down = np.empty_like(across)
-    buffer = np.empty((step, len(x), 4), np.uint8)
+    buffer = np.empty((step, len(x), 4), image.dtype)
     for first in range(0, len(y), step):
         band = resized[first : first + step]
         count = len(band)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,15 +32,22 @@ Fusion = Literal["full", "separable", "projected"]
 """How the branches of ASPP become one map; see `ASPP`."""
 
 
+AbsentRule = Literal["skip", "zero"]
+"""What a class that occurs neither in ground truth nor in prediction does to a mean: nothing, or adds a 0."""
+
+ImageDtype = Literal["uint8", "uint16", "float32"]
+"""What an image may be stored and augmented as; networks compute in floats whatever it is."""
+
+
 class Sample(NamedTuple):
     """One image with its ground truth, before batching.
 
     Shape:
-        - image: (H, W, 3) uint8 RGB
+        - image: (H, W, C) uint8, uint16 or float32; RGB when C is 3
         - target: (H, W) uint8 train ids in [0, K) or 255 (ignored)
     """
 
-    image: NDArray[np.uint8]
+    image: NDArray[Any]
     target: NDArray[np.uint8]
 
 
@@ -48,7 +55,7 @@ class Batch(NamedTuple):
     """Samples of one size, stacked.
 
     Shape:
-        - image: (N, 3, H, W) uint8 RGB
+        - image: (N, C, H, W) uint8, uint16 or float32; RGB when C is 3
         - target: (N, H, W) uint8 train ids in [0, K) or 255 (ignored)
         - sample_index: (N,) int64, each sample's place in its data set
     """

@@ -74,6 +74,7 @@ class ADE20K(FileDataset):
 
     taxonomy = TAXONOMY
     splits = ("train", "val")
+    absent_classes = "zero"
     terms = "images: non-commercial research and education only; annotations: BSD 3-Clause (ADE20K)"
     official_counts: ClassVar[Mapping[str, int]] = {"train": 20210, "val": 2000}
     label_map = make_label_map({value: value - 1 for value in range(1, 151)})

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from nestseg.core.errors import DataError, nearest
 from nestseg.core.image_io import read_image, read_labels
 from nestseg.core.taxonomy import Taxonomy
-from nestseg.core.types import IGNORE_INDEX, Sample
+from nestseg.core.types import IGNORE_INDEX, AbsentRule, Sample
 
 _NO_LAYOUT = "E-DATA-020"
 
@@ -36,6 +37,9 @@ class SegmentationDataset(ABC):
 
     official_counts: ClassVar[Mapping[str, int]]
     """Pictures a split has as published. A folder that holds another number is fine: subsets are legal."""
+
+    absent_classes: ClassVar[AbsentRule] = "skip"
+    """What a class that occurs nowhere in a split does to means of scores, by the data set's own rule."""
 
     terms: ClassVar[str] = "not stated"
     """Under which terms the data may be used, in words; travels with models that were trained on it."""
@@ -245,7 +249,7 @@ def read_pair(
     # Deleting the allowed ids leaves the others: four times as fast as counting, which only an error needs.
     if labels.tobytes().translate(None, bytes(allowed)):
         raise _label_value_error(labels, label_path, allowed=allowed, taxonomy=taxonomy)
-    return Sample(image=image, target=np.take(label_map, labels))
+    return Sample(image=image, target=np.asarray(cv2.LUT(labels, label_map), np.uint8))
 
 
 def make_label_map(train_ids: Mapping[int, int]) -> NDArray[np.uint8]:

@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 
-from nestseg.build import open_predictor
+from nestseg.build import open_dataset_of, open_predictor
 from nestseg.core.disk import replaced_file, sha256_of
 from nestseg.core.dist import sum_over_ranks
 from nestseg.core.errors import DataError
-from nestseg.core.image_io import write_image
+from nestseg.core.image_io import preview_image, write_image
+from nestseg.core.types import AbsentRule
 from nestseg.data.dataset import SegmentationDataset
-from nestseg.data.datasets import open_dataset
 from nestseg.engine.launch import require_float32
 from nestseg.inference.predictor import Predictor
 from nestseg.metrics.confusion import ConfusionMatrix
-from nestseg.metrics.iou import ABSENT_RULES, SegmentationScores, compute_scores
+from nestseg.metrics.iou import SegmentationScores, compute_scores
 from nestseg.report.pictures import draw_comparison
 
 NUM_PICTURES = 8
@@ -39,6 +39,7 @@ class Evaluation:
         scores: The scores of those counts.
         base_size: (short, long) that images were resized to before the network; None: not resized.
         logits_resizes: How often the logits were upsampled, see `Predictor`.
+        absent_classes: What classes that occur nowhere did to the means.
     """
 
     dataset: str
@@ -49,6 +50,7 @@ class Evaluation:
     scores: SegmentationScores
     base_size: tuple[int, int] | None
     logits_resizes: int
+    absent_classes: AbsentRule
     folder: Path | None = None
     """Where ``metrics.json`` and the pictures were written; None if nowhere."""
 
@@ -103,7 +105,7 @@ def evaluate(
         confusion.update(labels, sample.target)
         if pictures is not None and index in drawn:
             pictures.mkdir(parents=True, exist_ok=True)
-            comparison = draw_comparison(sample.image, sample.target, labels=labels, taxonomy=taxonomy)
+            comparison = draw_comparison(preview_image(sample.image), sample.target, labels=labels, taxonomy=taxonomy)
             write_image(pictures / f"{dataset.name(index)}.png", comparison)
         if on_image is not None:
             on_image(done, len(mine))
@@ -115,9 +117,10 @@ def evaluate(
         classes=taxonomy.classes,
         num_images=total,
         confusion=confusion,
-        scores=compute_scores(confusion, absent=ABSENT_RULES[taxonomy.name]),
+        scores=compute_scores(confusion, absent=dataset.absent_classes),
         base_size=predictor.base_size,
         logits_resizes=predictor.logits_resizes,
+        absent_classes=dataset.absent_classes,
     )
 
 
@@ -155,7 +158,7 @@ def evaluate_model(
     folder = out or (found.path.parent if Path(source).exists() else Path()) / "evaluation"
     result = evaluate(
         predictor,
-        open_dataset(metadata.dataset, data_root, split),
+        open_dataset_of(metadata, data_root, split=split),
         split=split,
         pictures=folder / "pictures",
         on_image=on_image,
@@ -218,7 +221,7 @@ def write_metrics(evaluation: Evaluation, folder: Path, *, context: Mapping[str,
             "flip": False,
             "base_size": evaluation.base_size,
             "logits_resizes": evaluation.logits_resizes,
-            "absent_classes": ABSENT_RULES[evaluation.dataset],
+            "absent_classes": evaluation.absent_classes,
             "ignored_pixels": "not counted",
         },
         **context,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nestseg.core.errors import DataError
-from nestseg.core.image_io import read_image, write_image
+from nestseg.core.image_io import write_image
 from nestseg.engine.launch import require_float32
 from nestseg.inference.predictor import Predictor
 
@@ -58,7 +58,7 @@ def predict_files(
             result.skipped.append(file)
             continue
         try:
-            image = read_image(file)
+            image = predictor.open_image(file)
             prediction = predictor.predict(image)
         except DataError as error:
             result.failed.append(error.at(file))

@@ -7,6 +7,7 @@ A run folder holds ``recipe.yaml`` (resolved), ``log.jsonl``, ``checkpoints/``, 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -21,9 +22,11 @@ from nestseg.build import (
     build_dataset,
     build_model,
     build_optimizer,
+    build_plan,
     build_predictor,
     build_transform,
     describe_model,
+    fill_class_weights,
     initialise_model,
     versions,
 )
@@ -49,7 +52,15 @@ from nestseg.store.metadata import Score
 RECIPE_FILE = "recipe.yaml"
 
 
-def train(recipe: Recipe, data_root: Path | None, *, run: Path, device: str = "auto", resume: bool = False) -> Path:
+def train(
+    recipe: Recipe,
+    data_root: Path | None,
+    *,
+    run: Path,
+    device: str = "auto",
+    resume: bool = False,
+    notes: Sequence[str] = (),
+) -> Path:
     """Train a recipe to its end.
 
     Args:
@@ -58,6 +69,7 @@ def train(recipe: Recipe, data_root: Path | None, *, run: Path, device: str = "a
         run: The run folder; must not hold a run yet, unless it is resumed.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         resume: Continue the run in this folder from its newest good checkpoint. A finished run is left as it is.
+        notes: Written into ``recipe.yaml`` as comments: why values are what they are.
 
     Returns:
         The last model's file.
@@ -79,7 +91,8 @@ def train(recipe: Recipe, data_root: Path | None, *, run: Path, device: str = "a
     dataset = build_dataset(recipe, data_root, split=recipe.data.train_split)
     # opened before the first step, so that a missing split is found now and not after hours
     eval_set = build_dataset(recipe, data_root, split=recipe.data.eval_split) if recipe.evaluation.every_steps else None
-    plan = BatchPlan(num_samples=len(dataset), batch_size=recipe.data.batch_size, seed=recipe.seed)
+    plan = build_plan(recipe, dataset)
+    recipe = fill_class_weights(recipe, dataset)
     recipe = fill_max_steps(recipe, steps_per_epoch=plan.steps_per_epoch)
     torch.manual_seed(recipe.seed)
     segmenter = build_model(recipe)
@@ -88,7 +101,7 @@ def train(recipe: Recipe, data_root: Path | None, *, run: Path, device: str = "a
         convert_sync_batch_norm(segmenter)
     # all that can be refused is refused before the folder is claimed
     segmenter.check_batch_size(plan.share(fabric.world_size))
-    transform = build_transform(recipe)
+    transform = build_transform(recipe, dataset)
     plain_optimizer = build_optimizer(recipe, segmenter)
     scheduled_lr(recipe, step=0)
     if fabric.is_global_zero:
@@ -119,7 +132,8 @@ def train(recipe: Recipe, data_root: Path | None, *, run: Path, device: str = "a
         job.save()
         if fabric.is_global_zero:
             with replaced_file(run / RECIPE_FILE) as temporary:
-                temporary.write_text(recipe.to_yaml(), encoding="utf-8")
+                comments = "".join(f"# {note}\n" for note in notes)
+                temporary.write_text(comments + recipe.to_yaml(), encoding="utf-8")
     with RunLog(
         run if fabric.is_global_zero else None,
         max_steps=job.max_steps,
@@ -259,6 +273,8 @@ class _Job:
             world_size=fabric.world_size,
             pin_memory=fabric.device.type == "cuda",
         )
+        weights = recipe.loss.class_weights
+        class_weights = None if isinstance(weights, str) else torch.tensor(weights, device=fabric.device)
         meter = Meter(step=self.step, max_steps=self.max_steps, batch_size=recipe.data.batch_size)
         self.model.train()
         while self.step < self.max_steps:
@@ -272,6 +288,7 @@ class _Job:
                 batch=batch,
                 lr=lr,
                 auxiliary_weight=recipe.auxiliary_head.loss_weight,
+                class_weights=class_weights,
                 align_corners=recipe.head.align_corners,
             )
             meter.add(terms.total)

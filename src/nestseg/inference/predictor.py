@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,16 +18,16 @@ from PIL import Image
 from torch import Tensor
 
 from nestseg.core.errors import DataError
-from nestseg.core.image_io import convert_image, read_image, write_labels
+from nestseg.core.image_io import convert_image, preview_image, read_image, write_labels
 from nestseg.core.resize import resize_image, scaled_size
 from nestseg.core.taxonomy import Taxonomy
-from nestseg.core.types import Size
+from nestseg.core.types import ImageDtype, Size
 from nestseg.ops.upsample_argmax import upsample_argmax, upsample_argmax_confidence, upsample_logits
 
 LogitsFn = Callable[[Tensor], Tensor]
-"""(N, 3, H, W) uint8 RGB on the predictor's device -> (N, K, h, w) float logits at any stride."""
+"""(N, C, H, W) of the predictor's image type on its device -> (N, K, h, w) float logits at any stride."""
 
-ImageSource = str | Path | Image.Image | NDArray[np.uint8]
+ImageSource = str | Path | Image.Image | NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,8 @@ class Prediction:
         """Lay the class colours over the image.
 
         Args:
-            image: The image that was predicted: a path, a PIL image or a (H, W, 3) uint8 RGB array.
+            image: The image that was predicted: a path or a PIL image, which are read as RGB, or an array, of which
+                `preview_image` is shown.
             alpha: Opacity of the colours in [0, 1].
 
         Shape:
@@ -65,7 +66,10 @@ class Prediction:
         Raises:
             ValueError: If the image has another size than the labels, or alpha is outside [0, 1].
         """
-        pixels = open_image(image)
+        if isinstance(image, np.ndarray):
+            pixels = preview_image(image if image.ndim == 3 else image[:, :, None])
+        else:
+            pixels = open_image(image)
         if pixels.shape[:2] != self.labels.shape:
             raise ValueError(f"image is {pixels.shape[:2]}, labels are {self.labels.shape}: pass the predicted image")
         if not 0 <= alpha <= 1:
@@ -98,6 +102,8 @@ class Predictor:
         base_size: (short, long) side that an image is resized to before the network; None leaves it as it is.
         logits_resizes: How often the logits are upsampled, 1 or 2.
         align_corners: Grid rule by which the logits are upsampled, that of the model's training.
+        in_channels: Channels of an image.
+        image_dtype: Type of its values.
         device: Where ``logits_fn`` expects its input.
 
     Example:
@@ -117,6 +123,8 @@ class Predictor:
         base_size: Size | None = None,
         logits_resizes: Literal[1, 2] = 1,
         align_corners: bool = False,
+        in_channels: int = 3,
+        image_dtype: ImageDtype = "uint8",
         device: torch.device | str = "cpu",
     ) -> None:
         self.logits_fn = logits_fn
@@ -124,6 +132,8 @@ class Predictor:
         self.base_size = base_size
         self.logits_resizes = logits_resizes
         self.align_corners = align_corners
+        self.in_channels = in_channels
+        self.image_dtype = image_dtype
         self.device = torch.device(device)
 
     @torch.inference_mode()
@@ -131,18 +141,18 @@ class Predictor:
         """Label one image.
 
         Args:
-            image: A path (its EXIF orientation is applied), a PIL image, or a (H, W, 3) uint8 RGB array.
+            image: See `open_image`.
             confidence: Also return how probable each label is; takes a little longer.
 
         Shape:
-            - image: (H, W, 3) uint8 RGB, for an array
+            - image: (H, W, in_channels) of ``image_dtype``, for an array; (H, W) too where there is one channel
             - returns.labels: (H, W) uint8 train ids in [0, K)
             - returns.confidence: (H, W) float32, or None
 
         Raises:
             DataError: If the file cannot be read, or the array is not an image.
         """
-        pixels = open_image(image)
+        pixels = self.open_image(image)
         size = pixels.shape[0], pixels.shape[1]
         if self.base_size is not None:
             pixels = resize_image(pixels, scaled_size(size, base=self.base_size))
@@ -160,24 +170,40 @@ class Predictor:
             confidence=both.confidence[0].float().cpu().numpy(),
         )
 
+    def open_image(self, image: ImageSource) -> NDArray[Any]:
+        """Return an image as the pixels that this predictor's network takes, see `open_image`."""
+        return open_image(image, channels=self.in_channels, dtype=self.image_dtype)
 
-def open_image(image: ImageSource) -> NDArray[np.uint8]:
+
+def open_image(image: ImageSource, *, channels: int = 3, dtype: ImageDtype = "uint8") -> NDArray[Any]:
     """Return an image as pixels, whatever it was given as.
 
+    Args:
+        image: A path (its EXIF orientation is applied), a PIL image, or an array, which is taken as it is.
+        channels: See `read_image`.
+        dtype: See `read_image`.
+
     Shape:
-        - returns: (H, W, 3) uint8 RGB
+        - image: (H, W, channels) of ``dtype``, for an array; (H, W) too where there is one channel
+        - returns: (H, W, channels) of ``dtype``; uint8 RGB by default
 
     Raises:
-        DataError: If a file cannot be read, or an array is not (H, W, 3) uint8 with at least one pixel.
+        DataError: If a file cannot be read, or an array is of another kind or without a pixel.
     """
     if isinstance(image, str | Path):
-        return read_image(image)
+        return read_image(image, channels=channels, dtype=dtype)
     if isinstance(image, Image.Image):
-        return convert_image(image)
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+        return convert_image(image, channels=channels, dtype=dtype)
+    pixels = image[:, :, None] if channels == 1 and image.ndim == 2 else image
+    if pixels.ndim != 3 or pixels.shape[2] != channels or pixels.dtype != np.dtype(dtype) or 0 in pixels.shape:
+        kind = " RGB" if (channels, dtype) == (3, "uint8") else ""
         raise DataError(
             "E-DATA-050",
-            f"array of shape {image.shape} and type {image.dtype}; allowed (H, W, 3) uint8 RGB, at least one pixel",
-            fix="convert it, for example (255 * x).astype('uint8') for floats in [0, 1]",
+            f"array of shape {image.shape} and type {image.dtype}; allowed (H, W, {channels}) {dtype}{kind}, at least "
+            "one pixel",
+            fix="convert it to the range that the network was trained on, for example (255 * x).astype('uint8') for "
+            "floats in [0, 1]"
+            if dtype == "uint8"
+            else f"convert it to {dtype}, in the range that the network was trained on",
         )
-    return image
+    return pixels

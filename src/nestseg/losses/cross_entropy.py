@@ -13,6 +13,7 @@ def segmentation_loss(
     target: Tensor,
     *,
     auxiliary_weight: float = 0.4,
+    class_weights: Tensor | None = None,
     ignore_index: int = IGNORE_INDEX,
     align_corners: bool = False,
 ) -> LossTerms:
@@ -22,17 +23,19 @@ def segmentation_loss(
         logits: Main and auxiliary scores, each at its own stride.
         target: Train ids in [0, K), or ``ignore_index`` where a pixel does not count.
         auxiliary_weight: Factor of the auxiliary loss; the main loss has 1.
+        class_weights: How much a pixel of each class counts in both losses; None counts all alike.
         ignore_index: The value of target pixels that do not count.
         align_corners: Grid rule by which logits are upsampled.
 
     Returns:
-        ``total = main + auxiliary_weight * auxiliary``. Both parts are the plain means over labelled pixels,
-        without their factors; without auxiliary logits the total is the main loss.
+        ``total = main + auxiliary_weight * auxiliary``. Both parts are the means over labelled pixels (weighted
+        ones with ``class_weights``), without their factors; without auxiliary logits the total is the main loss.
 
     Shape:
         - logits.main: (N, K, h, w) float
         - logits.auxiliary: (N, K, h', w') float or None
         - target: (N, H, W) uint8 or int64
+        - class_weights: (K,) float
         - returns: three scalars, the last one None where there are no auxiliary logits
 
     Reference:
@@ -49,8 +52,12 @@ def segmentation_loss(
         >>> [round(term.item(), 4) for term in terms]
         [0.9704, 0.6931, 0.6931]
     """
-    main = upsample_cross_entropy(logits.main, target, ignore_index=ignore_index, align_corners=align_corners)
+    main = upsample_cross_entropy(
+        logits.main, target, class_weights=class_weights, ignore_index=ignore_index, align_corners=align_corners
+    )
     if logits.auxiliary is None:
         return LossTerms(total=main, main=main, auxiliary=None)
-    auxiliary = upsample_cross_entropy(logits.auxiliary, target, ignore_index=ignore_index, align_corners=align_corners)
+    auxiliary = upsample_cross_entropy(
+        logits.auxiliary, target, class_weights=class_weights, ignore_index=ignore_index, align_corners=align_corners
+    )
     return LossTerms(total=main + auxiliary_weight * auxiliary, main=main, auxiliary=auxiliary)

@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nestseg.core.errors import DataError
+from nestseg.core.types import AbsentRule
 from nestseg.metrics.confusion import ConfusionMatrix
-
-AbsentRule = Literal["skip", "zero"]
-"""What a class that occurs neither in ground truth nor in prediction does to a mean: nothing, or adds a 0."""
-
-ABSENT_RULES: dict[str, AbsentRule] = {
-    "voc": "skip",
-    "ade20k": "zero",
-    "cityscapes": "skip",
-    "camvid": "skip",
-    "toystreets": "skip",
-}
-"""The official rule of each data set."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +42,7 @@ def compute_scores(confusion: ConfusionMatrix, *, absent: AbsentRule) -> Segment
     Args:
         confusion: Counts of the whole data set.
         absent: Whether a class that occurs neither in ground truth nor in prediction is left out of the means
-            or counts as 0 in them; `ABSENT_RULES` has the official rule of each data set.
+            or counts as 0 in them; the data set says which.
 
     Returns:
         The scores, unrounded.

@@ -270,7 +270,7 @@ def create_model(
     output_stride: OutputStride = 8,
     dilation_variant: DilationVariant = "plain",
     auxiliary: bool = True,
-    in_channels: int = 3,
+    in_channels: int | None = None,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
     backbone_norm: Norm = "batch",
@@ -298,7 +298,7 @@ def create_model(
         output_stride: Stride of C5.
         dilation_variant: See `ResNeSt`.
         auxiliary: Whether to add an auxiliary head, a one-convolution `FCNHead` on C4.
-        in_channels: Channels of the image.
+        in_channels: Channels of the image; None is as many as ``mean`` has numbers.
         mean: What is subtracted from each channel.
         std: What each channel is divided by afterwards.
         backbone_norm: Kind of norm in the backbone.
@@ -361,7 +361,7 @@ def create_model(
         dilation_variant=dilation_variant,
         norm=backbone_norm,
         frozen_stages=frozen_stages,
-        in_channels=in_channels,
+        in_channels=len(mean) if in_channels is None else in_channels,
     )
     channels = net.feature_channels
     options = {

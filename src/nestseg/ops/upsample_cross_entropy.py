@@ -10,15 +10,22 @@ from nestseg.core.types import IGNORE_INDEX
 
 
 def upsample_cross_entropy(
-    logits: Tensor, target: Tensor, *, ignore_index: int = IGNORE_INDEX, align_corners: bool = False
+    logits: Tensor,
+    target: Tensor,
+    *,
+    class_weights: Tensor | None = None,
+    ignore_index: int = IGNORE_INDEX,
+    align_corners: bool = False,
 ) -> Tensor:
     """Upsample logits to the target's size and average the cross-entropy over the labelled pixels.
 
-    A batch without a labelled pixel gives 0 and a gradient of zeros, where a plain mean would give NaN.
+    A batch without a labelled pixel, or with labelled pixels of weight 0 only, gives 0 and a gradient of zeros, where a
+    plain mean would give NaN.
 
     Args:
         logits: Class scores at any stride. Half precision is widened to float32 before upsampling.
         target: Train ids in [0, K), or ``ignore_index`` where a pixel does not count.
+        class_weights: How much a pixel of each class counts in the mean, at least 0; None counts all alike.
         ignore_index: The value of target pixels that do not count.
         align_corners: Grid rule of the bilinear upsampling; True only for weights trained that way.
 
@@ -28,6 +35,7 @@ def upsample_cross_entropy(
     Shape:
         - logits: (N, K, h, w) float
         - target: (N, H, W) uint8 or int64
+        - class_weights: (K,) float
         - returns: () float
 
     Raises:
@@ -42,7 +50,8 @@ def upsample_cross_entropy(
 
     Deviations:
         The divisor is the number of labelled pixels, as in the published recipes; mmsegmentation divides by
-        all pixels unless ``avg_non_ignore`` is set.
+        all pixels unless ``avg_non_ignore`` is set. With class weights it is the sum of the labelled pixels'
+        weights, as in ``torch.nn.CrossEntropyLoss``.
 
     Example:
         >>> logits = torch.zeros(1, 2, 4, 4)
@@ -55,6 +64,8 @@ def upsample_cross_entropy(
         raise ValueError(f"{given}; expected (N, K, h, w) and (N, H, W)")
     if target.dtype not in (torch.uint8, torch.int64):
         raise TypeError(f"target is {target.dtype}; expected torch.uint8 or torch.int64")
+    if class_weights is not None and class_weights.shape != logits.shape[1:2]:
+        raise ValueError(f"class weights of shape {tuple(class_weights.shape)}; expected ({logits.shape[1]},)")
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
 
@@ -66,6 +77,42 @@ def upsample_cross_entropy(
     # Two-dimensional input, because the spatial form of this loss has no deterministic CUDA kernel.
     scores = scores.permute(0, 2, 3, 1).reshape(-1, scores.shape[1])
     classes = target.reshape(-1).long()
-    total = F.cross_entropy(scores, classes, ignore_index=ignore_index, reduction="sum")
-    num_labelled = (classes != ignore_index).sum()
-    return total / num_labelled.clamp(min=1)
+    if class_weights is None:
+        total = F.cross_entropy(scores, classes, ignore_index=ignore_index, reduction="sum")
+        return total / sum_weights(classes, ignore_index=ignore_index).clamp(min=1)
+    class_weights = class_weights.to(scores)
+    total = F.cross_entropy(scores, classes, class_weights, ignore_index=ignore_index, reduction="sum")
+    divisor = sum_weights(classes, class_weights=class_weights, ignore_index=ignore_index)
+    return total / torch.where(divisor > 0, divisor, 1)
+
+
+def sum_weights(target: Tensor, *, class_weights: Tensor | None = None, ignore_index: int = IGNORE_INDEX) -> Tensor:
+    """Return what the loss of a target is divided by.
+
+    Means of parts, each times its divisor, add up to the mean of the whole times its own: so losses of several devices
+    become the loss of all their pixels.
+
+    Args:
+        target: Train ids, or ``ignore_index``.
+        class_weights: See `upsample_cross_entropy`.
+        ignore_index: The value of target pixels that do not count.
+
+    Returns:
+        The number of labelled pixels, or the sum of their classes' weights. Nothing is read back to the host.
+
+    Shape:
+        - target: any, uint8 or int64
+        - class_weights: (K,) float
+        - returns: () int64, or float with class weights
+
+    Example:
+        >>> target = torch.tensor([0, 1, 1, 255])
+        >>> sum_weights(target).item(), sum_weights(target, class_weights=torch.tensor([1.0, 0.25])).item()
+        (3, 1.5)
+    """
+    labelled = target != ignore_index
+    if class_weights is None:
+        return labelled.sum()
+    # ignored pixels look up class 0, and then count 0
+    weights = class_weights[torch.where(labelled, target, 0).long()]
+    return torch.where(labelled, weights, 0).sum()

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from nestseg.core.taxonomy import Colour, Taxonomy
-from nestseg.core.types import DilationVariant, Fusion, Norm, OutputStride, Segmentor
+from nestseg.core.types import DilationVariant, Fusion, ImageDtype, Norm, OutputStride, Segmentor
 
 
 class Architecture(BaseModel):
@@ -66,6 +66,8 @@ class ModelMetadata(BaseModel):
     """(short, long) that an image is resized to before the network, keeping its ratio; None leaves it as it is."""
     logits_resizes: Literal[1, 2] = 1
     """1: logits go straight to the image's own size. 2: to the network's input size first (mmsegmentation)."""
+    image_dtype: ImageDtype = "uint8"
+    """Type of an image's values that the weights were trained on; the length of the mean tells its channels."""
     recipe: dict[str, Any] | None
     """The run's recipe as plain values; None for a model that no recipe of ours made."""
     step: int

@@ -37,7 +37,7 @@ def adapt_first_convolution(weight: Tensor, in_channels: int) -> Tensor:
     if weight.ndim != 4 or weight.shape[1] != 3:
         raise WeightsError(
             "E-WEIGHTS-090",
-            f"first convolution of shape {tuple(weight.shape)}; only one for RGB can be adapted to {in_channels} channels",
+            f"first convolution of shape {tuple(weight.shape)}; only one for RGB can be made to fit {in_channels}",
             fix=f"start from weights for RGB or for {in_channels} channels, or set backbone.pretrained=none",
         )
     if in_channels == 3:

@@ -21,6 +21,7 @@ from nestseg.store.files import RawCheckpoint, check_finite, load_strictly, read
 from nestseg.store.hub import MODEL_FILE, check_config, fetch_pretrained
 from nestseg.store.metadata import Architecture, ModelMetadata, Score
 from nestseg.version import __version__
+from nestseg.weights.channels import adapt_first_convolution
 from nestseg.weights.recognise import Recognised, generic_taxonomy, recognise
 from nestseg.weights.registry import PublishedWeights, find_weights, load_registry
 
@@ -299,9 +300,14 @@ def load_backbone(backbone: Backbone, source: str, *, name: str) -> str:
     except WeightsError as error:
         raise error.at(path) from None
     heads = ("decode_head.", "auxiliary_head.")
+    state = {name.removeprefix("backbone."): value for name, value in found.items() if not name.startswith(heads)}
+    first = state.get("conv1.0.weight")
+    if first is not None and first.shape[1] != backbone.in_channels:
+        state["conv1.0.weight"] = adapt_first_convolution(first, backbone.in_channels)
+        words += f", first convolution adapted from {first.shape[1]} to {backbone.in_channels} channels"
     load_strictly(
         backbone,
-        {name.removeprefix("backbone."): value for name, value in found.items() if not name.startswith(heads)},
+        state,
         path=path,
         fix="check that backbone.name is the network of this file and backbone.norm is batch or frozen_batch, or start "
         "from random weights with backbone.pretrained=none",

@@ -315,7 +315,8 @@ def _explain_depth(path: str, picture: Picture, counts: NDArray[np.int64], *, ru
 def _check_colours(path: str, picture: Picture, rule: LabelRule, colours: Mapping[Colour, int]) -> LabelCheck:
     """Map the colours of an RGB label map to ids, and name those that are not defined."""
     image = picture.image
-    if image.mode in {"L", "1"} or image.mode.startswith("I"):
+    grey = all(red == green == blue for red, green, blue in colours)
+    if (image.mode in {"L", "1"} and not grey) or image.mode.startswith("I"):
         reason = f"label map of {picture.kind} samples; expected: RGB colours of {rule.taxonomy.name}"
         fix = "say in the data set file that label maps hold ids, or use the coloured ones"
         return LabelCheck(_NO_COUNTS, (make_problem(kinds.LABEL_IDS, path, reason, fix=fix),))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nestseg.core.errors import DataError
+from nestseg.data.custom import CustomDataset
 from nestseg.data.dataset import FileDataset, LayoutError, PairsError, SampleFiles
 from nestseg.data.verify import problems as kinds
 from nestseg.data.verify.problems import Problem, make_problem, printable
@@ -21,7 +22,7 @@ class Split(NamedTuple):
     problems: Sequence[Problem] = ()
 
 
-def collect_splits(names: Iterable[str], open_split: Callable[[str], FileDataset]) -> list[Split]:
+def collect_splits(names: Iterable[str], open_split: Callable[[str], FileDataset | CustomDataset]) -> list[Split]:
     """List the samples of every split, those that are not whole included.
 
     A split of which nothing of its own is there is left out with a warning, unless none is there.

@@ -16,18 +16,22 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from nestseg.core.errors import DataError
 from nestseg.core.image_io import MAX_PIXELS
 from nestseg.core.taxonomy import Colour
 from nestseg.core.types import IGNORE_INDEX
+from nestseg.data.custom import CustomDataset
 from nestseg.data.dataset import FileDataset
-from nestseg.data.datasets import DATASETS, open_dataset
+from nestseg.data.datasets import DATASETS
+from nestseg.data.opening import open_dataset
+from nestseg.data.spec import DatasetSpec
 from nestseg.data.verify import problems as kinds
 from nestseg.data.verify.files import Expected, FileCheck, Picture, check_hash, check_picture, is_read
 from nestseg.data.verify.labels import LabelRule, check_labels
 from nestseg.data.verify.manifest import find_manifest, read_expected
 from nestseg.data.verify.pairs import Split, check_names, collect_splits
 from nestseg.data.verify.problems import Problem, make_problem
-from nestseg.data.verify.report import Report
+from nestseg.data.verify.report import Report, SplitSummary
 from nestseg.data.verify.tally import TINY, Result, Tally
 
 OnProgress = Callable[[int, int], None]
@@ -91,6 +95,73 @@ def verify_named(
         root=root or "",
         num_workers=num_workers,
         on_progress=on_progress,
+    )
+
+
+def verify_custom(
+    spec: DatasetSpec,
+    root: str | Path | None,
+    *,
+    splits: Sequence[str] = (),
+    num_workers: int | None = None,
+    on_progress: OnProgress = lambda done, total: None,
+) -> Report:
+    """Verify a data set of your own; arguments as `verify_named`."""
+    names = list(splits) or list(spec.splits)
+    if spec.files is None or spec.label_format in {"coco", "labelme"}:
+        return _verify_by_reading(spec, root, names, on_progress=on_progress)
+    colours = spec.class_of_colour if spec.label_format in {"colours", "binary"} else None
+    label_map = spec.make_id_table()
+    if colours is not None:
+        label_map = np.full(256, IGNORE_INDEX, np.uint8)
+        label_map[: len(spec.classes)] = range(len(spec.classes))
+    values = frozenset(spec.class_of_id if colours is None else colours.values())
+    rule = LabelRule(taxonomy=spec.taxonomy, values=values, label_map=label_map, colours=colours)
+    return verify_dataset(
+        collect_splits(names, lambda split: CustomDataset(spec, root, split)),
+        rule,
+        root=root or "",
+        num_workers=num_workers,
+        on_progress=on_progress,
+    )
+
+
+def _verify_by_reading(
+    spec: DatasetSpec, root: str | Path | None, splits: Sequence[str], *, on_progress: OnProgress
+) -> Report:
+    """Read every sample of a data set whose labels are no picture files of their own: slower, and fewer questions."""
+    taxonomy = spec.taxonomy
+    problems: list[Problem] = []
+    summaries = []
+    for split in splits:
+        try:
+            dataset = CustomDataset(spec, root, split)
+        except DataError as error:
+            problem = make_problem(kinds.LAYOUT, str(error.path or ""), error.reason, fix=error.fix)
+            problems.append(problem._replace(split=split))
+            continue
+        pixels = np.zeros(256, np.int64)
+        for index in range(len(dataset)):
+            try:
+                pixels += np.bincount(dataset.read(index).target.ravel(), minlength=256)
+            except DataError as error:
+                problem = make_problem(
+                    kinds.UNREADABLE, str(error.path), f"{error.code}: {error.reason}", fix=error.fix
+                )
+                problems.append(problem._replace(split=split))
+            on_progress(index + 1, len(dataset))
+        summaries.append(
+            SplitSummary(
+                name=split,
+                num_samples=len(dataset),
+                class_pixels=tuple(pixels[: taxonomy.num_classes].tolist()),
+                ignored_pixels=int(pixels[IGNORE_INDEX]),
+                image_kinds={},
+                label_kinds={spec.label_format: len(dataset)},
+            )
+        )
+    return Report(
+        dataset=spec.name, root=str(root), taxonomy=taxonomy, splits=tuple(summaries), problems=tuple(problems)
     )
 
 
