@@ -34,6 +34,7 @@ class First:
         self.dataset = dataset
         self.chosen = range(0, len(dataset), max(1, len(dataset) // count))[:count]
         self.taxonomy, self.terms, self.official_counts = dataset.taxonomy, dataset.terms, dataset.official_counts
+        self.absent_classes = dataset.absent_classes
 
     def __len__(self):
         return len(self.chosen)
