@@ -528,6 +528,17 @@ def test_all_bit_rot_is_found_with_a_manifest(tmp_path):
         assert kinds.HASH.code in {problem.code for problem in found}
 
 
+def test_strict_decoder_finds_some_flips_of_a_jpeg_without_a_manifest_and_none_in_a_good_one(tmp_path):
+    """P18 without a manifest."""
+    data, path, found = jpeg(1), tmp_path / "a.jpg", 0
+    path.write_bytes(data)
+    assert check_picture(str(path), max_pixels=10**8).problems == ()
+    for position in np.random.default_rng(0).integers(0, len(data), 300).tolist():
+        path.write_bytes(flip(data, position))
+        found += bool(check_picture(str(path), max_pixels=10**8).problems)
+    assert found >= 60
+
+
 # What is counted and said, without being an error
 
 

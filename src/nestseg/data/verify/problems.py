@@ -68,6 +68,7 @@ DOMINANT_CLASS = Kind(code="E-VERIFY-057", title="class that covers nearly every
 IMAGE_KIND = Kind(code="E-VERIFY-058", title="images that are not 8-bit RGB", level="warning")
 ORIENTATION = Kind(code="E-VERIFY-059", title="images with an EXIF orientation", level="warning")
 TINY = Kind(code="E-VERIFY-060", title="tiny images", level="warning")
+DOUBTFUL = Kind(code="E-VERIFY-061", title="JPEG that a strict decoder refuses", level="warning")
 
 KINDS: dict[str, Kind] = {kind.code: kind for kind in list(globals().values()) if isinstance(kind, Kind)}
 """Every kind by its code."""
