@@ -180,7 +180,7 @@ def build_transform(recipe: Recipe, dataset: SegmentationDataset) -> TrainTransf
     """Return the augmentation of a recipe; counts the classes of each picture where copy-paste looks for rare ones.
 
     Raises:
-        RecipeError: If an effect makes no sense, or is not for such images.
+        RecipeError: If an effect makes no sense, is not for such images, or pastes classes that no picture shows.
         DataError: If a sample that has to be counted cannot be read.
     """
     augmentation, data = recipe.augmentation, recipe.data
@@ -195,9 +195,16 @@ def build_transform(recipe: Recipe, dataset: SegmentationDataset) -> TrainTransf
         counts = load_counts(dataset)
         weights = np.zeros(len(dataset))
         weights[counts.image_of_entry[np.isin(counts.classes, classes)]] = 1
-        if weights.any():
-            effects["copy_paste"] = CopyPaste(classes=classes, probability=augmentation.copy_paste.probability)
-            effects["paste_partner"] = RandomPartner(dataset, tuple(weights.tolist()))
+        if not weights.any():
+            absent = ", ".join(augmentation.copy_paste.classes)
+            raise RecipeError(
+                "E-RECIPE-071",
+                f"no picture of the {len(dataset)} that are trained on shows {absent}",
+                fix="name classes that occur, see: nestseg data stats; or set augmentation.copy_paste=null",
+                path="augmentation.copy_paste.classes",
+            )
+        effects["copy_paste"] = CopyPaste(classes=classes, probability=augmentation.copy_paste.probability)
+        effects["paste_partner"] = RandomPartner(dataset, tuple(weights.tolist()))
     return TrainTransform(
         base_size=augmentation.base_size,
         crop_size=recipe.data.crop_size,

@@ -11,10 +11,13 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from nestseg.core.errors import NestsegError
 from nestseg.version import __version__
+
+if TYPE_CHECKING:
+    from nestseg.recipe import Recipe
 
 _MODEL_HELP = "a run folder, a model file of any known layout, a published name, or hf:owner/name@revision"
 
@@ -42,12 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     train = verbs.add_parser("train", help="train a recipe")
     train.add_argument("recipe", metavar="NAME|RECIPE.yaml", help="what to train; see: nestseg recipes")
     train.add_argument("--data", type=Path, metavar="ROOT", help="folder of the data set (none for toystreets)")
-    train.add_argument(
-        "--dataset",
-        type=Path,
-        metavar="FILE.yaml",
-        help="a data set of your own; NAME is then SEGMENTOR_BACKBONE-dSTRIDE",
-    )
+    _add_dataset(train)
     train.add_argument("--run", type=Path, required=True, metavar="RUN", help="folder that the run is written to")
     _add_set(train)
     train.add_argument("--max-steps", type=int, metavar="N", help="shorten the run and its schedule to N steps")
@@ -125,6 +123,7 @@ def _add_data(verbs: argparse._SubParsersAction[_Parser]) -> None:
     preview.add_argument("--data", type=Path, metavar="ROOT", help="folder of the data set (none for toystreets)")
     preview.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets preview.png and preview.html")
     preview.add_argument("--num-images", type=int, default=12, metavar="N", help="default: %(default)s")
+    _add_dataset(preview)
     _add_set(preview)
 
     pack = data_verbs.add_parser("pack", help="write a copy that trains faster; give its folder as --data")
@@ -181,6 +180,15 @@ def _add_layout(parser: argparse.ArgumentParser) -> None:
 
 def _add_debug(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+
+
+def _add_dataset(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dataset",
+        type=Path,
+        metavar="FILE.yaml",
+        help="a data set of your own; NAME is then SEGMENTOR_BACKBONE-dSTRIDE",
+    )
 
 
 def _add_set(parser: argparse.ArgumentParser) -> None:
@@ -261,31 +269,39 @@ def _recipes(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from nestseg.recipes import resolve_recipe, start_overrides
+    from nestseg.recipes import start_overrides
 
     overrides = list(arguments.overrides)
     if arguments.max_steps is not None:
         overrides.append(f"schedule.max_steps={arguments.max_steps}")
     overrides += start_overrides(arguments.init, arguments.class_map)
-    root, spec, facts, notes = arguments.data, None, None, []
-    if arguments.dataset is not None:
-        from nestseg.data.custom import measure_dataset
-        from nestseg.data.derive import derive_recipe
-        from nestseg.data.spec import DatasetSpec
-
-        spec = DatasetSpec.read(arguments.dataset)
-        root = arguments.dataset.parent if root is None else root
-        facts = measure_dataset(spec, root)
-        notes = [str(field) for field in derive_recipe(spec, facts)]
-        for note in notes:
-            _say(note)
-    recipe = resolve_recipe(arguments.recipe, overrides, spec=spec, facts=facts)
+    recipe, root, notes = _resolve(arguments, overrides)
+    for note in notes:
+        _say(note)
 
     from nestseg.engine.train import train
 
     model = train(recipe, root, run=arguments.run, device=arguments.device, resume=arguments.resume, notes=notes)
     sys.stdout.write(f"{model}\n")
     return 0
+
+
+def _resolve(arguments: argparse.Namespace, overrides: Sequence[str]) -> tuple[Recipe, Path | None, list[str]]:
+    """Return the recipe that is meant, the folder of its data, and why its derived values are what they are."""
+    from nestseg.recipes import resolve_recipe
+
+    if arguments.dataset is None:
+        return resolve_recipe(arguments.recipe, overrides), arguments.data, []
+
+    from nestseg.data.derive import derive_recipe
+    from nestseg.data.opening import measure_dataset
+    from nestseg.data.spec import DatasetSpec
+
+    spec = DatasetSpec.read(arguments.dataset)
+    root = arguments.dataset.parent if arguments.data is None else arguments.data
+    facts = measure_dataset(spec, root)
+    notes = [str(field) for field in derive_recipe(spec, facts)]
+    return resolve_recipe(arguments.recipe, overrides, spec=spec, facts=facts), root, notes
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
@@ -369,10 +385,9 @@ def _data(arguments: argparse.Namespace) -> int:
             _say(format_pack(pack_dataset(dataset, arguments.out, split=split, on_progress=_show_count)))
         return 0
     from nestseg.engine.preview import preview_recipe
-    from nestseg.recipes import resolve_recipe
 
-    recipe = resolve_recipe(arguments.recipe, arguments.overrides)
-    for file in preview_recipe(recipe, arguments.data, out=arguments.out, num_images=arguments.num_images):
+    recipe, root, _ = _resolve(arguments, arguments.overrides)
+    for file in preview_recipe(recipe, root, out=arguments.out, num_images=arguments.num_images):
         _say(str(file))
     return 0
 

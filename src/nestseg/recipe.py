@@ -370,6 +370,16 @@ class Recipe(Section):
     def _check_across_fields(self) -> Recipe:
         if self.data.spec is not None and self.data.dataset != self.data.spec.name:
             raise ValueError(f"data.dataset {self.data.dataset} is not data.spec.name {self.data.spec.name}")
+        if self.data.spec is not None:
+            stored, wanted = (
+                (self.data.spec.channels, self.data.spec.dtype),
+                (self.data.in_channels, self.data.image_dtype),
+            )
+            if stored != wanted:
+                raise ValueError(
+                    f"data.in_channels and data.image_dtype are {wanted[0]} {wanted[1]}, but data.spec reads "
+                    f"{stored[0]} {stored[1]}; change channels and dtype of the data set file instead"
+                )
         low, high = self.augmentation.scale_range
         if not 0 < low <= high:
             raise ValueError(f"augmentation.scale_range {[low, high]}: allowed 0 < low <= high")
@@ -436,6 +446,13 @@ class Recipe(Section):
                 fix="start from the output of: nestseg recipes show NAME",
                 path=source,
             )
+        if "splits" in values and "classes" in values:
+            raise RecipeError(
+                "E-RECIPE-004",
+                "a data set file, not a recipe",
+                fix=f"name a network, and the file as its data set: deeplabv3plus_resnest50-d16 --dataset {source}",
+                path=source,
+            )
         return validate_recipe(dict(values), source=source)
 
     @classmethod
@@ -462,7 +479,8 @@ def validate_recipe(values: dict[str, Any], *, source: str) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        problems = [_describe(dict(problem)) for problem in error.errors()]
+        # a value that fits none of several types is one problem, not one a type
+        problems = list(dict.fromkeys(_describe(dict(problem)) for problem in error.errors()))
         raise RecipeError(
             "E-RECIPE-003", "; ".join(problems), fix="see: nestseg recipes show NAME", path=source
         ) from error
@@ -512,11 +530,13 @@ def _type_words(schema: Mapping[str, Any]) -> str:
 
 
 def _describe(problem: Mapping[str, Any]) -> str:
-    location = [part for part in problem["loc"] if not str(part).startswith("function-")]
+    # pydantic also names its validators and the types of a union
+    location = [part for part in problem["loc"] if not str(part).startswith(("function-", "literal[", "tuple["))]
     name = ".".join(str(part) for part in location)
     fields = known_fields()
     if problem["type"] == "extra_forbidden":
-        return f"unknown field {name}: {nearest(name, fields)}"
+        hint = nearest(name, fields)
+        return f"unknown field {name}" + (f": {hint}" if hint.startswith("did you mean") else "")
     if not name:
         return str(problem["msg"]).removeprefix("Value error, ")
     allowed = next((words for field, words in fields.items() if name == field or name.startswith(field + ".")), None)

@@ -330,8 +330,15 @@ def custom_recipe(name: str, spec: DatasetSpec, *, facts: DatasetFacts) -> Recip
         facts: What was measured of it.
 
     Raises:
-        RecipeError: If a part of the name does not exist.
+        RecipeError: If a part of the name does not exist, or it is a recipe file's.
     """
+    if name.endswith((".yaml", ".yml")):
+        raise RecipeError(
+            "E-RECIPE-022",
+            "a recipe file says which data set it is for",
+            fix="leave out --dataset (data.spec of the file holds it), or name SEGMENTOR_BACKBONE-dSTRIDE",
+            path=name,
+        )
     parts = parse_name(name, dataset=spec.name)
     values: dict[str, Any] = {
         "name": f"{name}_{spec.name}",

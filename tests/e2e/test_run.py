@@ -239,3 +239,31 @@ def test_pretrained_backbone_is_where_training_starts(tmp_path):
     model = build_model(recipe)
     assert "official.pth" in initialise_model(model, recipe)
     assert all(torch.equal(value, source[name]) for name, value in model.backbone.state_dict().items())
+
+
+def test_own_data_packed_trains_as_unpacked_and_can_be_previewed_before(tmp_path, capsys):
+    root = tmp_path / "scans"
+    for folder in ("images", "masks"):
+        (root / folder).mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 65536, (6, 48, 64), np.uint16)
+    for number, picture in enumerate(pixels):
+        mask = np.zeros((48, 64), np.uint8)
+        mask[10 : 20 + number, 12:40] = 255
+        Image.fromarray(picture).save(root / f"images/{number}.png")
+        Image.fromarray(mask).save(root / f"masks/{number}.png")
+    assert main(["data", "init", str(root)]) == 0
+    file = root / "dataset.yaml"
+    packed = tmp_path / "packed"
+    splits = ["--split", "train", "--split", "val"]
+    assert main(["data", "pack", str(file), "--data", str(root), *splits, "--out", str(packed)]) == 0
+    options = [*set_options("backbone.pretrained=none", "loss.class_weights=enet"), "--dataset", str(file)]
+    weights = []
+    for data in (root, packed):
+        name = ["fcn_resnest14-d32", *options, "--data", str(data)]
+        assert main(["data", "preview", *name, "--out", str(tmp_path / "preview")]) == 0
+        run = tmp_path / f"run-{data.name}"
+        assert main(["train", *name, "--run", str(run), "--max-steps", "2", "--device", "cpu"]) == 0
+        weights.append(fingerprint(run))
+    assert weights[0] == weights[1]
+    assert (tmp_path / "preview/preview.png").is_file()
+    capsys.readouterr()

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import pickle
+import re
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,11 @@ from PIL import Image
 from nestseg.core.errors import DataError
 from nestseg.data.custom import CustomDataset, find_files
 from nestseg.data.dataset import PairsError
+from nestseg.data.opening import measure_dataset
+from nestseg.data.packed import pack_dataset
 from nestseg.data.spec import DatasetSpec
+from nestseg.data.verify import problems as kinds
+from nestseg.data.verify.verify import verify_custom
 
 IDS = np.array([[0, 1, 2], [1, 2, 0]], np.uint8)
 
@@ -636,3 +641,85 @@ def test_shards_that_cannot_be_used_are_named(tmp_path):
     assert "no plain tar file" in refuse(make_spec(**SHARDS), tmp_path)
     write_shard(shard, good | {"a.jpg": b"<html>"})
     assert f"{shard}:a.jpg" in refuse(make_spec(**SHARDS), tmp_path)
+
+
+# Pictures of other types
+
+
+def make_grey_16(root: Path, count: int = 6) -> None:
+    for number in range(count):
+        save(root / "images" / f"{number}.png", np.full((40, 60), 1000 * number + 7, np.uint16))
+        save(root / "masks" / f"{number}.png", np.repeat(np.arange(60, dtype=np.uint8)[None] // 20, 40, 0))
+
+
+def test_arrays_are_found_as_pictures_where_they_are_not_8_bit_rgb(tmp_path):
+    make_pair(tmp_path)
+    np.save(tmp_path / "images/a.npy", np.full((2, 3, 5), 0.25, np.float32))
+    assert CustomDataset(make_spec(), tmp_path, "train").read(0).image.dtype == np.uint8
+    (tmp_path / "images/a.png").unlink()
+    image = CustomDataset(make_spec(channels=5, dtype="float32"), tmp_path, "train").read(0).image
+    assert image.shape == (2, 3, 5)
+    assert (image == 0.25).all()
+
+
+def test_verify_knows_the_image_type_of_the_data_set_file(tmp_path):
+    make_grey_16(tmp_path)
+    report = verify_custom(make_spec(channels=1, dtype="uint16"), tmp_path)
+    assert report.problems == ()
+    assert report.splits[0].image_kinds == {"1-channel uint16": 6}
+    as_rgb = verify_custom(make_spec(), tmp_path)
+    assert [problem.code for problem in as_rgb.problems] == [kinds.IMAGE_KIND.code]
+
+    save(tmp_path / "images/1.png", picture((40, 60)))
+    (tmp_path / "images/2.png").write_bytes((tmp_path / "images/2.png").read_bytes()[:-20])
+    save(tmp_path / "images/3.png", np.zeros((40, 50), np.uint16))
+    (tmp_path / "images/5.png").unlink()
+    np.save(tmp_path / "images/5.npy", np.zeros((40, 60), np.uint16))
+    found = {
+        Path(problem.path).stem: problem.code
+        for problem in verify_custom(make_spec(channels=1, dtype="uint16"), tmp_path).problems
+    }
+    assert found == {
+        "1": kinds.OTHER_TYPE.code,
+        "2": kinds.CUT.code,
+        "3": kinds.SIZES.code,
+    }
+
+
+def test_a_packed_copy_is_measured_as_what_it_was_packed_from(tmp_path):
+    for number in range(70):
+        make_pair(tmp_path, f"{number:02d}", np.zeros((20 + number, 30), np.uint8))
+    spec = make_spec()
+    dataset = CustomDataset(spec, tmp_path, "train")
+    pack_dataset(dataset, tmp_path / "packed", split="train")
+    assert measure_dataset(spec, tmp_path / "packed") == measure_dataset(spec, tmp_path) == dataset.measure()
+
+
+@pytest.mark.parametrize(
+    ("ids", "num_classes", "clue"),
+    [
+        ([0, 255], 2, "saved as 0/255"),
+        ([1, 2, 3], 3, "looks one-based"),
+        ([0, 1, 2, 3], 3, "with 0 for pixels that nobody labelled"),
+        ([0, 85, 170], 3, "stretched"),
+        ([0, 1, 2, 255], 3, "255 stands for ignored"),
+    ],
+)
+def test_the_label_map_that_verify_proposes_makes_the_data_set_right(tmp_path, ids, num_classes, clue):
+    labels = np.repeat(np.repeat(np.array([ids], np.uint8), 40, 0), 12, 1)
+    for number in range(3):
+        make_pair(tmp_path, str(number), labels)
+    spec = make_spec(classes=["a", "b", "c"][:num_classes])
+    problem = next(problem for problem in verify_custom(spec, tmp_path).errors if clue in problem.reason)
+    proposed = re.search(r"`label_map: (.*)`", problem.fix)[1]
+    changed = make_spec(classes=["a", "b", "c"][:num_classes], label_map=yaml.safe_load(proposed))
+    assert verify_custom(changed, tmp_path).errors == ()
+    assert set(np.unique(CustomDataset(changed, tmp_path, "train").read(0).target)) - {255} == set(range(num_classes))
+
+
+def test_verify_reads_what_has_no_label_files_of_its_own(tmp_path):
+    report = verify_custom(write_coco(tmp_path, [{"segmentation": [SQUARE]}]), tmp_path)
+    assert report.errors == ()
+    (summary,) = report.splits
+    assert summary.image_kinds == {"RGB": 1}
+    assert summary.class_pixels == (12, 4, 0)

@@ -302,3 +302,15 @@ def test_published_layouts_are_found_without_being_told(folder, images, num_clas
     assert spec.files.images == images
     assert len(spec.classes) == num_classes
     assert {split: len(CustomDataset(spec, REAL / folder, split)) for split in spec.splits} == counts
+
+
+def test_16_bit_grey_is_kept_whole_if_all_pictures_are(tmp_path):
+    make_pairs(tmp_path, "images/{}.png", "masks/{}.png")
+    for index in range(5):
+        assert inspect(tmp_path).spec.is_rgb
+        save(tmp_path / f"images/{index}.png", photo(index)[:, :, 0].astype(np.uint16) * 257)
+    inspection = inspect(tmp_path)
+    assert (inspection.spec.channels, inspection.spec.dtype) == (1, "uint16")
+    assert (
+        "# all of 5 pictures are 16-bit grey: read with all their bits, as one channel\ndtype:" in inspection.to_yaml()
+    )

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
 
 from nestseg.build import build_dataset, build_model, build_predictor, build_transform, describe_model
 from nestseg.core.errors import RecipeError
+from nestseg.core.types import Sample
+from nestseg.data.dataset import SegmentationDataset
+from nestseg.data.derive import DatasetFacts
+from nestseg.data.spec import DatasetSpec
+from nestseg.data.toystreets import ToyStreets
 from nestseg.data.transforms import sample_generator
 from nestseg.recipe import Recipe
 from nestseg.recipes import resolve_recipe
@@ -81,3 +88,43 @@ def test_pretrained_rgb_weights_are_adapted_to_other_channels(tmp_path):
     first, adapted = (net.backbone.conv1[0].weight for net in (source, model))
     assert torch.allclose(adapted, first.sum(1, keepdim=True))
     assert torch.equal(model.backbone.layer1[0].conv1.weight, source.backbone.layer1[0].conv1.weight)
+
+
+def test_classes_to_paste_that_no_picture_shows_are_an_error_and_not_silently_off():
+    recipe = resolve_recipe("demo", ["augmentation.copy_paste={classes: [pole]}"])
+    empty = Unlabelled()
+    with pytest.raises(RecipeError, match=r"E-RECIPE-071 .*no picture of the 2 .* shows pole"):
+        build_transform(recipe, empty)
+
+
+class Unlabelled(SegmentationDataset):
+    """Two pictures of sky."""
+
+    taxonomy = ToyStreets.taxonomy
+    splits = ("train",)
+    terms = ""
+    official_counts: ClassVar[dict[str, int]] = {}
+
+    def __init__(self) -> None:
+        """There is nothing to open."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def name(self, index: int) -> str:
+        return str(index)
+
+    def read(self, index: int) -> Sample:
+        return Sample(np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8))
+
+
+def test_a_recipe_and_its_data_set_file_agree_on_the_image_type():
+    spec = DatasetSpec.parse(
+        "{name: scans, channels: 1, dtype: uint16, files: {images: i, labels: l}, "
+        "classes: [a, b], splits: {train: {share: 1}}}"
+    )
+    facts = DatasetFacts.from_sizes([(64, 64)] * 8, num_images=8)
+    name = "fcn_resnest14-d32"
+    assert resolve_recipe(name, spec=spec, facts=facts).data.in_channels == 1
+    with pytest.raises(RecipeError, match=r"are 1 uint8, but data\.spec reads 1 uint16; change .* of the data set"):
+        resolve_recipe(name, ["data.image_dtype=uint8"], spec=spec, facts=facts)

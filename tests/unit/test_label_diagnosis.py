@@ -81,14 +81,14 @@ def test_0_and_255_with_more_classes_is_background_and_ignored():
 def test_one_based_ids():
     words, fix = guess(range(1, 22), make_rule(21))
     assert words == "values 1-21 with 21 classes: looks one-based"
-    assert fix == "subtract 1 from every id, or set `label_map: {1: 0, 2: 1, 3: 2, ..., 21: 20}`"
-    assert guess([1, 2], make_rule(2))[1].endswith("set `label_map: {1: 0, 2: 1}`")
+    assert fix == "subtract 1 from every id, or set `label_map: {0: ignore, 1: 0, 2: 1, 3: 2, ..., 21: 20}`"
+    assert guess([1, 2], make_rule(2))[1].endswith("set `label_map: {0: ignore, 1: 0, 2: 1}`")
 
 
 def test_one_based_ids_with_zero_for_nothing():
     words, fix = guess(range(22), make_rule(21))
     assert words.endswith("looks one-based, with 0 for pixels that nobody labelled")
-    assert fix.endswith("without 0, which is then ignored")
+    assert fix.endswith("{0: ignore, 1: 0, 2: 1, 3: 2, ..., 21: 20}`")
 
 
 def test_255_where_it_is_not_defined():

@@ -20,6 +20,7 @@ from filelock import FileLock
 from PIL import Image
 
 from nestseg.core.errors import DataError, PackError
+from nestseg.core.taxonomy import Taxonomy
 from nestseg.core.types import Sample
 from nestseg.data.camvid import CamVid
 from nestseg.data.dataset import SegmentationDataset
@@ -38,6 +39,7 @@ from nestseg.data.packed import (
 )
 from nestseg.data.toystreets import ToyStreets
 from nestseg.data.transforms import TrainTransform
+from nestseg.data.voc import VOC
 
 # Two files of samples. One picture has three rows and three columns of tiles, none of them whole at its edges.
 COUNT = SHARD_SAMPLES + 2
@@ -217,9 +219,16 @@ def test_a_folder_that_is_not_packed_or_lacks_the_split_says_what_there_is(packe
 
 
 def test_a_packed_copy_of_another_data_set_is_refused(packed):
-    assert len(open_packed(packed, "train", dataset="camvid")) == COUNT
+    assert len(open_packed(packed, "train", taxonomy=CamVid.taxonomy)) == COUNT
     with pytest.raises(PackError, match=r"E-PACK-011 .*a packed copy of camvid, not of voc"):
-        open_packed(packed, "train", dataset="voc")
+        open_packed(packed, "train", taxonomy=VOC.taxonomy)
+
+
+def test_a_copy_that_was_packed_with_other_classes_is_refused_since_it_holds_their_ids(packed):
+    classes = CamVid.taxonomy.classes
+    turned = Taxonomy(name="camvid", classes=classes[::-1], palette=CamVid.taxonomy.palette)
+    with pytest.raises(PackError, match=r"E-PACK-012 .*packed with the classes sky, .*; now they are bicyclist, "):
+        open_packed(packed, "train", taxonomy=turned)
 
 
 def test_for_a_crop_a_packed_sample_is_read_lazily_and_any_other_whole(source, packed):

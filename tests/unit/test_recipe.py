@@ -7,6 +7,8 @@ import warnings
 import pytest
 
 from nestseg.core.errors import RecipeError
+from nestseg.data.derive import DatasetFacts
+from nestseg.data.spec import DatasetSpec
 from nestseg.recipe import Recipe, known_fields
 from nestseg.recipes import (
     LABELLED_VARIANTS,
@@ -132,6 +134,34 @@ def test_recipe_file_round_trip_and_every_problem_at_once(tmp_path):
         Recipe.read(file)
     assert "data.batch_size is 0: integer >= 1" in str(raised.value)
     assert "unknown field sead: did you mean seed" in str(raised.value)
+
+
+def test_a_data_set_file_in_the_place_of_a_recipe_is_recognised():
+    with pytest.raises(RecipeError, match=r"E-RECIPE-004 \| pets.yaml .*fix: .*--dataset pets.yaml"):
+        Recipe.parse("{name: pets, classes: [a, b], splits: [train]}", source="pets.yaml")
+
+
+def test_an_unknown_field_far_from_any_is_not_answered_with_all_of_them():
+    with pytest.raises(RecipeError) as raised:
+        Recipe.parse(named_recipe("demo").to_yaml() + "qqqq: 1\n")
+    assert str(raised.value).count(",") < 3
+    assert "unknown field qqqq" in str(raised.value)
+
+
+def test_a_value_that_fits_none_of_several_types_is_one_problem():
+    with pytest.raises(RecipeError) as raised:
+        resolve_recipe("demo", ["loss.class_weights=medianfreq"])
+    assert str(raised.value).count("loss.class_weights") == 1
+    assert "loss.class_weights is 'medianfreq': one of none, median_frequency, enet or [number" in str(raised.value)
+
+
+def test_a_recipe_file_with_a_data_set_file_says_that_one_is_too_much():
+    spec = DatasetSpec.parse(
+        "{name: pets, files: {images: i, labels: l}, classes: [a, b], splits: {train: {share: 1}}}"
+    )
+    facts = DatasetFacts.from_sizes([(64, 64)], num_images=1)
+    with pytest.raises(RecipeError, match=r"E-RECIPE-022 \| runs/recipe.yaml .*leave out --dataset"):
+        resolve_recipe("runs/recipe.yaml", spec=spec, facts=facts)
 
 
 @pytest.mark.parametrize("text", ["- a", "just words", "a: [", "\x00"])

@@ -20,7 +20,7 @@ from nestseg.core.taxonomy import Colour, Taxonomy
 from nestseg.core.types import IGNORE_INDEX, AbsentRule, Sample, Size
 from nestseg.data.coco import CocoImage, read_coco
 from nestseg.data.dataset import Pair, SegmentationDataset, match_pairs
-from nestseg.data.derive import DatasetFacts, choose_splits
+from nestseg.data.derive import DatasetFacts, spread_places
 from nestseg.data.labelme import read_labelme
 from nestseg.data.parquet import ParquetRows
 from nestseg.data.spec import DatasetSpec
@@ -183,7 +183,7 @@ class CustomDataset(SegmentationDataset):
         Raises:
             DataError: If one of them cannot be read.
         """
-        places = np.unique(np.linspace(0, len(self) - 1, min(max_images, len(self))).round().astype(int))
+        places = spread_places(len(self), max_images)
         sizes = [self._read_image(self._samples[place].image, size=None).shape[:2] for place in places]
         return DatasetFacts.from_sizes([(height, width) for height, width in sizes], num_images=len(self))
 
@@ -270,11 +270,6 @@ class CustomDataset(SegmentationDataset):
         )
 
 
-def measure_dataset(spec: DatasetSpec, root: str | Path | None) -> DatasetFacts:
-    """Measure the split that a data set is trained on, see `CustomDataset.measure`; errors as `CustomDataset`."""
-    return CustomDataset(spec, root, choose_splits(spec)[0]).measure()
-
-
 def _find_samples(spec: DatasetSpec, root: Path, split: str) -> list[CustomSample]:
     """List the samples of a split."""
     section = spec.splits[split]
@@ -307,7 +302,7 @@ def _find_samples(spec: DatasetSpec, root: Path, split: str) -> list[CustomSampl
         taken = {path for paths in labels.values() for path in paths}
         images = {
             key: rest
-            for key, paths in find_files(root, images_template, suffixes=PICTURE_SUFFIXES).items()
+            for key, paths in find_files(root, images_template, suffixes=_image_suffixes(spec)).items()
             # a template such as {stem}.png matches the label maps {stem}_mask.png as well
             if (rest := [path for path in paths if path not in taken])
         }
@@ -328,6 +323,11 @@ def _find_samples(spec: DatasetSpec, root: Path, split: str) -> list[CustomSampl
         CustomSample(name, pair.image, outlines.get(pair.name, pair.label))
         for name, pair in zip(_name_keys([pair.name for pair in pairs], root), pairs, strict=True)
     ]
+
+
+def _image_suffixes(spec: DatasetSpec) -> tuple[str, ...]:
+    """Return what files of pictures end in: for 8-bit RGB an array beside a picture is something else."""
+    return PICTURE_SUFFIXES if spec.is_rgb else (*PICTURE_SUFFIXES, ".npy")
 
 
 def _choose(samples: Sequence[CustomSample], spec: DatasetSpec, split: str, *, root: Path) -> list[CustomSample]:

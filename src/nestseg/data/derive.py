@@ -83,6 +83,17 @@ class DerivedField(NamedTuple):
         return f"{self.field}: {value}  # {self.reason}"
 
 
+def spread_places(total: int, count: int) -> list[int]:
+    """Choose at most ``count`` of ``total`` places, evenly spread, the first and the last among them.
+
+    Example:
+        >>> spread_places(9, 3), spread_places(2, 64)
+        ([0, 4, 8], [0, 1])
+    """
+    count = min(total, count)
+    return [place * (total - 1) // max(1, count - 1) for place in range(count)]
+
+
 def derive_recipe(spec: DatasetSpec, facts: DatasetFacts) -> list[DerivedField]:
     """Derive what a recipe needs to know of a data set.
 
@@ -152,7 +163,7 @@ def choose_splits(spec: DatasetSpec) -> tuple[str, str | None]:
 
 def _derive_values(spec: DatasetSpec) -> list[DerivedField]:
     """Derive how images of other than 8-bit RGB are normalised; for 8-bit RGB it is ImageNet's mean and deviation."""
-    if (spec.channels, spec.dtype) == (3, "uint8"):
+    if spec.is_rgb:
         return []
     middle = {"uint8": 127.5, "uint16": 32767.5, "float32": 0.5}[spec.dtype]
     fields = [

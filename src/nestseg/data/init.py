@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from nestseg.core.disk import replaced_file
 from nestseg.core.errors import DataError, NestsegError, SpecError
@@ -18,6 +19,7 @@ from nestseg.core.taxonomy import Colour
 from nestseg.data.coco import read_json
 from nestseg.data.custom import PICTURE_SUFFIXES, CustomDataset, find_files, list_aliases, read_list, walk_files
 from nestseg.data.datasets import DATASETS
+from nestseg.data.derive import spread_places
 from nestseg.data.parquet import ParquetRows, list_columns
 from nestseg.data.spec import IGNORE, DatasetSpec, list_colour
 from nestseg.data.webdataset import index_shards
@@ -38,6 +40,7 @@ _LIKELY = re.compile(r"label|mask|gt|seg|annot|target|class", re.IGNORECASE)
 _UNLIKELY = re.compile(r"instance|object|colou?r|panoptic|overlay|vis", re.IGNORECASE)
 _NAME_FILES = ("classes.txt", "class_names.txt", "names.txt", "labels.txt", "labelmap.txt")
 _MAX_COLOURS = 128
+_MAX_PICTURES = 50
 _FLAT = 0.7
 _PHOTO_SAMPLE = 3
 
@@ -156,7 +159,7 @@ def _inspect_parquet(root: Path, names: Sequence[str]) -> Found:
         ("parquet", f"{len(names)} parquet files of {len(rows):,} rows; columns of pictures: {', '.join(columns)}")
     ]
     values, more = _describe_labels(
-        _scan_labels(rows.read(place)[1] for place in _spread(len(rows), MAX_LABELS)), len(rows), root, names
+        _scan_labels(rows.read(place)[1] for place in spread_places(len(rows), MAX_LABELS)), len(rows), root, names
     )
     return {"parquet": section, **values, "splits": splits}, [*words, *more, _word_splits(splits)]
 
@@ -184,7 +187,7 @@ def _inspect_shards(root: Path, names: Sequence[str]) -> Found:
             f"{len(names)} tar shards of {len(samples):,} samples; members end in {', '.join(sorted(endings))}",
         )
     ]
-    places = _spread(len(samples), MAX_LABELS)
+    places = spread_places(len(samples), MAX_LABELS)
     values, more = _describe_labels(
         _scan_labels(samples[place].label.read() for place in places), len(samples), root, names
     )
@@ -342,9 +345,30 @@ def _inspect_pictures(root: Path, files: Sequence[str]) -> Found:
         labels += [paths[0] for paths in every.values()]
     if not splits:
         splits = _find_lists(root, match, files) or _SHARES
-    scanned = _scan_labels(labels[place] for place in _spread(len(labels), MAX_LABELS))
+    images: list[Path] = []
+    for folder in match.splits.values() or [""]:
+        every = find_files(root, match.images.replace("{split}", folder), suffixes=PICTURE_SUFFIXES)
+        images += [paths[0] for paths in every.values()]
+    if (num_deep := _count_deep_grey(images)) > 0:
+        values |= {"channels": 1, "dtype": "uint16"}
+        words.append(("dtype", f"all of {num_deep} pictures are 16-bit grey: read with all their bits, as one channel"))
+    scanned = _scan_labels(labels[place] for place in spread_places(len(labels), MAX_LABELS))
     described, more = _describe_labels(scanned, len(labels), root, files)
     return {**values, **described, "splits": splits}, [*words, *more, _word_splits(splits)]
+
+
+def _count_deep_grey(images: Sequence[Path]) -> int:
+    """Look at some pictures: how many they are if all are 16-bit grey, else 0."""
+    chosen = [images[place] for place in spread_places(len(images), _MAX_PICTURES)]
+    for path in chosen:
+        try:
+            # only the header is read
+            with Image.open(path) as image:
+                if not image.mode.startswith("I;16"):
+                    return 0
+        except (OSError, SyntaxError, ValueError):
+            return 0
+    return len(chosen)
 
 
 def _is_picture(name: str) -> bool:
@@ -580,11 +604,6 @@ def _find_lists(root: Path, match: _Match, files: Sequence[str]) -> dict[str, di
         return {}
     best = max(usable, key=lambda lists: sum(count for _, count in lists.values()))
     return {split: {"list": best[split][0]} for split in _SPLIT_WORDS if split in best}
-
-
-def _spread(total: int, count: int) -> list[int]:
-    """Choose places evenly."""
-    return [int(place) for place in np.unique(np.linspace(0, total - 1, min(total, count)).round())]
 
 
 def _scan_labels(contents: Iterable[Path | bytes]) -> _Labels:

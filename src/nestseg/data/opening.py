@@ -8,7 +8,8 @@ from nestseg.core.errors import DataError, nearest
 from nestseg.data.custom import CustomDataset
 from nestseg.data.dataset import SegmentationDataset
 from nestseg.data.datasets import DATASETS
-from nestseg.data.packed import open_packed, packed_splits
+from nestseg.data.derive import DatasetFacts, choose_splits
+from nestseg.data.packed import PackedDataset, open_packed, packed_splits
 from nestseg.data.spec import DatasetSpec
 
 
@@ -34,7 +35,7 @@ def open_dataset(name: str, root: str | Path | None, split: str) -> Segmentation
             fix=nearest(name, DATASETS),
         )
     if root is not None and packed_splits(root):
-        return open_packed(root, split, dataset=name)
+        return open_packed(root, split, taxonomy=DATASETS[name].taxonomy)
     return DATASETS[name](root, split)
 
 
@@ -45,5 +46,12 @@ def open_custom(spec: DatasetSpec, root: str | Path | None, split: str) -> Segme
         DataError: For folder and split.
     """
     if root is not None and packed_splits(root):
-        return open_packed(root, split, dataset=spec.name)
+        return open_packed(root, split, taxonomy=spec.taxonomy)
     return CustomDataset(spec, root, split)
+
+
+def measure_dataset(spec: DatasetSpec, root: str | Path | None) -> DatasetFacts:
+    """Measure the split that a data set of one's own, packed or not, is trained on; errors as `open_custom`."""
+    dataset = open_custom(spec, root, choose_splits(spec)[0])
+    assert isinstance(dataset, CustomDataset | PackedDataset), "what open_custom opens"
+    return dataset.measure()

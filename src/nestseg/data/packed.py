@@ -40,6 +40,7 @@ from nestseg.core.errors import PackError, nearest
 from nestseg.core.taxonomy import Colour, Taxonomy
 from nestseg.core.types import AbsentRule, ImageDtype, Sample, Size
 from nestseg.data.dataset import FileDataset, SegmentationDataset
+from nestseg.data.derive import DatasetFacts, spread_places
 from nestseg.version import __version__
 
 MANIFEST = "pack.json"
@@ -137,23 +138,31 @@ def packed_splits(folder: str | Path) -> tuple[str, ...]:
     return tuple(sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}"))) if folder.is_dir() else ()
 
 
-def open_packed(root: str | Path, split: str, *, dataset: str) -> PackedDataset:
+def open_packed(root: str | Path, split: str, *, taxonomy: Taxonomy) -> PackedDataset:
     """Open a packed split of a certain data set.
 
     Args:
         root: Folder of the packed data set.
         split: One of its splits.
-        dataset: Name of the data set that it must be a copy of.
+        taxonomy: Of the data set that it must be a copy of.
 
     Raises:
-        PackError: E-PACK-011, if it is a copy of another one; the errors of `PackedDataset`.
+        PackError: E-PACK-011, if it is a copy of another one; E-PACK-012, if it was packed with other classes, since it
+            holds their train ids; the errors of `PackedDataset`.
     """
     packed = PackedDataset(root, split)
-    if packed.taxonomy.name != dataset:
+    if packed.taxonomy.name != taxonomy.name:
         raise PackError(
             "E-PACK-011",
-            f"a packed copy of {packed.taxonomy.name}, not of {dataset}",
-            fix=f"name the folder of {dataset}, packed or not",
+            f"a packed copy of {packed.taxonomy.name}, not of {taxonomy.name}",
+            fix=f"name the folder of {taxonomy.name}, packed or not",
+            path=root,
+        )
+    if packed.taxonomy.classes != taxonomy.classes:
+        raise PackError(
+            "E-PACK-012",
+            f"packed with the classes {', '.join(packed.taxonomy.classes)}; now they are {', '.join(taxonomy.classes)}",
+            fix="pack the data set again: nestseg data pack",
             path=root,
         )
     return packed
@@ -340,6 +349,15 @@ class PackedDataset(SegmentationDataset):
         """
         sample = self.read_lazily(index)
         return sample._replace(image=sample.image[:, :])
+
+    def measure(self, *, max_images: int = 64) -> DatasetFacts:
+        """Look up the sizes of the images that `CustomDataset.measure` measures.
+
+        Args:
+            max_images: How many sizes are looked up at most.
+        """
+        records = [self._find(place)[0] for place in spread_places(len(self), max_images)]
+        return DatasetFacts.from_sizes([(record.height, record.width) for record in records], num_images=len(self))
 
     def read_lazily(self, index: int) -> Sample:
         """Read the ground truth of a sample, and of its picture what is sliced out of it, when it is.

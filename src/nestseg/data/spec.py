@@ -364,6 +364,11 @@ class DatasetSpec(SpecSection):
         )
 
     @property
+    def is_rgb(self) -> bool:
+        """Whether pictures are 8-bit RGB, into which any other 8- or 16-bit picture is converted."""
+        return (self.channels, self.dtype) == (3, "uint8")
+
+    @property
     def class_of_id(self) -> dict[int, int]:
         """Train id, or 255, by stored id, of label maps of ids."""
         if any(entry.ids for entry in self.classes):

@@ -631,7 +631,7 @@ class TrainTransform:
             raise DataError(
                 "E-DATA-087",
                 f"picture of {given[0]} channels {sample.image.dtype}; the recipe says {wanted[0]} {self.image_dtype}",
-                fix="data.in_channels and data.image_dtype must be those of the data set",
+                fix="data.in_channels and data.image_dtype must be those of the data set; pack a packed copy again",
             )
         sample = random_resize_crop(
             sample,

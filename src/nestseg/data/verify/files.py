@@ -20,8 +20,9 @@ from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
-from nestseg.core.image_io import IMAGE_FORMATS
-from nestseg.core.types import Size
+from nestseg.core.errors import DataError
+from nestseg.core.image_io import IMAGE_FORMATS, preview_image, read_image
+from nestseg.core.types import ImageDtype, Size
 from nestseg.data.verify import problems as kinds
 from nestseg.data.verify.problems import Problem, make_problem
 
@@ -56,6 +57,19 @@ _MODES = {
     "CMYK": "CMYK",
     "YCbCr": "YCbCr",
 }
+
+
+class ImageType(NamedTuple):
+    """What the images of a data set are read as."""
+
+    channels: int
+    dtype: ImageDtype
+
+    def __str__(self) -> str:
+        return f"{self.channels}-channel {self.dtype}"
+
+
+RGB = ImageType(3, "uint8")
 
 
 class Picture(NamedTuple):
@@ -124,9 +138,7 @@ def check_picture(path: str, *, max_pixels: int, expected: Expected | None = Non
         _check_structure(data)
         picture = _decode(data, max_pixels)
         if reason := _refusal_of_strict_decoder(data):
-            found.append(
-                make_problem(kinds.DOUBTFUL, path, reason, fix="compare it with its source")
-            )
+            found.append(make_problem(kinds.DOUBTFUL, path, reason, fix="compare it with its source"))
     except _FaultError as fault:
         found.append(make_problem(fault.kind, path, fault.reason, fix=fault.fix))
         if fault.kind is kinds.TRAILING:
@@ -134,6 +146,44 @@ def check_picture(path: str, *, max_pixels: int, expected: Expected | None = Non
     if digest and expected is not None and digest != expected.sha256:
         found.append(_differs(path, len(data), digest, expected))
     return FileCheck(picture, digest, tuple(found))
+
+
+def check_typed_picture(
+    path: str, *, image_type: ImageType, max_pixels: int, expected: Expected | None = None
+) -> FileCheck:
+    """Read a file as the type that a data set file names, and say what is wrong with it.
+
+    What Pillow cannot hold, arrays and TIFF of many channels, is asked one question: whether it is read. All others
+    are checked as `check_picture` does, too.
+
+    Args:
+        path: The file.
+        image_type: What it is read as.
+        max_pixels: Largest height * width.
+        expected: What the manifest says about it.
+    """
+    found = FileCheck(None, b"", ())
+    if not path.lower().endswith((".npy", ".tif", ".tiff")):
+        found = check_picture(path, max_pixels=max_pixels, expected=expected)
+        if found.picture is None:
+            return found
+    try:
+        data = read_file(path)
+        check_content(data)
+        image = read_image(data, exif="ignore", channels=image_type.channels, dtype=image_type.dtype)
+    except _FaultError as fault:
+        return found._replace(problems=(*found.problems, make_problem(fault.kind, path, fault.reason, fix=fault.fix)))
+    except DataError as error:
+        problem = make_problem(kinds.OTHER_TYPE, path, f"{error.code}: {error.reason}", fix=error.fix)
+        return found._replace(problems=(*found.problems, problem))
+    if found.picture is None:
+        digest = hashlib.sha256(data).digest()
+        wrong = expected is not None and digest != expected.sha256
+        found = FileCheck(None, digest, (_differs(path, len(data), digest, expected),) if expected and wrong else ())
+    shown = Image.fromarray(preview_image(image))
+    bits = 8 * image.itemsize
+    orientation = found.picture.orientation if found.picture else 1
+    return found._replace(picture=Picture(shown, str(image_type), bits, orientation))
 
 
 def _refusal_of_strict_decoder(data: bytes) -> str:

@@ -197,7 +197,7 @@ def guess_values(counts: NDArray[np.int64], *, rule: LabelRule, edges: Edges) ->
     from_zero = set(range(num_classes)) <= rule.values and rule.label_map[0] == 0
     with_classes = f"values {word_values(values)} with {num_classes} class{'es' if num_classes > 1 else ''}"
 
-    if num_classes == 2 and values == [0, 255]:
+    if num_classes == 2 and values == [0, 255] and (wrong or rule.label_map[255] == IGNORE_INDEX):
         return Guess(f"{with_classes}: looks like a 0/1 mask saved as 0/255", "set `label_map: {255: 1}`")
     if not wrong:
         return None
@@ -205,13 +205,14 @@ def guess_values(counts: NDArray[np.int64], *, rule: LabelRule, edges: Edges) ->
         words = "in-between values along edges: resized with interpolation, or saved as JPEG once"
         return Guess(words, _RESTORE)
     if wrong == [num_classes] and from_zero:
-        shift = "{" + ", ".join(f"{value}: {value - 1}" for value in range(1, min(num_classes, 3) + 1))
+        # a data set file that moves ids says what the id means that is left over
+        shift = "{0: ignore, " + ", ".join(f"{value}: {value - 1}" for value in range(1, min(num_classes, 3) + 1))
         shift += (f", ..., {num_classes}: {num_classes - 1}" if num_classes > 3 else "") + "}"
         if 0 not in values:
             return Guess(f"{with_classes}: looks one-based", f"subtract 1 from every id, or set `label_map: {shift}`")
         return Guess(
             f"{with_classes}: looks one-based, with 0 for pixels that nobody labelled",
-            f"set `label_map: {shift}`, without 0, which is then ignored",
+            f"set `label_map: {shift}`",
         )
     if wrong == [IGNORE_INDEX]:
         return Guess(

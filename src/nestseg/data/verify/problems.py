@@ -38,6 +38,7 @@ CRASHED = Kind(code="E-VERIFY-014", title="file that ends the process that decod
 HASH = Kind(code="E-VERIFY-015", title="file that differs from the manifest")
 NOT_THERE = Kind(code="E-VERIFY-016", title="file of the manifest that is not there")
 MANIFEST = Kind(code="E-VERIFY-017", title="manifest that cannot be read")
+OTHER_TYPE = Kind(code="E-VERIFY-018", title="picture of another type than the data set file says")
 
 NO_LABEL = Kind(code="E-VERIFY-020", title="image without label map")
 NO_IMAGE = Kind(code="E-VERIFY-021", title="label map without image")

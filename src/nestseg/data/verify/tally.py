@@ -168,8 +168,8 @@ class Tally:
 
     def _word_images(self, tally: _SplitTally) -> Iterator[Problem]:
         for kind, count in sorted(tally.image_kinds.items()):
-            # what is not read is an error of every file already
-            if kind != "RGB" and "32-bit" not in kind:
+            # what is not read is an error of every file already, and what has the type of the data set file is meant
+            if kind != "RGB" and "32-bit" not in kind and "-channel" not in kind:
                 paths = tally.examples[kind]
                 yield make_problem(
                     kinds.IMAGE_KIND,

@@ -26,7 +26,17 @@ from nestseg.data.datasets import DATASETS
 from nestseg.data.opening import open_dataset
 from nestseg.data.spec import DatasetSpec
 from nestseg.data.verify import problems as kinds
-from nestseg.data.verify.files import Expected, FileCheck, Picture, check_hash, check_picture, is_read
+from nestseg.data.verify.files import (
+    RGB,
+    Expected,
+    FileCheck,
+    ImageType,
+    Picture,
+    check_hash,
+    check_picture,
+    check_typed_picture,
+    is_read,
+)
 from nestseg.data.verify.labels import LabelRule, check_labels
 from nestseg.data.verify.manifest import find_manifest, read_expected
 from nestseg.data.verify.pairs import Split, check_names, collect_splits
@@ -121,6 +131,7 @@ def verify_custom(
         collect_splits(names, lambda split: CustomDataset(spec, root, split)),
         rule,
         root=root or "",
+        image_type=ImageType(spec.channels, spec.dtype),
         num_workers=num_workers,
         on_progress=on_progress,
     )
@@ -140,10 +151,11 @@ def _verify_by_reading(
             problem = make_problem(kinds.LAYOUT, str(error.path or ""), error.reason, fix=error.fix)
             problems.append(problem._replace(split=split))
             continue
-        pixels = np.zeros(256, np.int64)
+        pixels, num_read = np.zeros(256, np.int64), 0
         for index in range(len(dataset)):
             try:
                 pixels += np.bincount(dataset.read(index).target.ravel(), minlength=256)
+                num_read += 1
             except DataError as error:
                 problem = make_problem(
                     kinds.UNREADABLE, str(error.path), f"{error.code}: {error.reason}", fix=error.fix
@@ -156,7 +168,7 @@ def _verify_by_reading(
                 num_samples=len(dataset),
                 class_pixels=tuple(pixels[: taxonomy.num_classes].tolist()),
                 ignored_pixels=int(pixels[IGNORE_INDEX]),
-                image_kinds={},
+                image_kinds={"RGB" if spec.is_rgb else str(ImageType(spec.channels, spec.dtype)): num_read},
                 label_kinds={spec.label_format: len(dataset)},
             )
         )
@@ -170,6 +182,7 @@ def verify_dataset(
     rule: LabelRule,
     *,
     root: str | Path,
+    image_type: ImageType = RGB,
     num_workers: int | None = None,
     max_pixels: int = MAX_PIXELS,
     on_progress: OnProgress = lambda done, total: None,
@@ -182,6 +195,7 @@ def verify_dataset(
         splits: What to verify, see `collect_splits`.
         rule: What label maps may hold.
         root: Folder of the data set; a manifest in it is compared with the files.
+        image_type: What images are read as; what does not fit it is an error, what is converted to RGB a warning.
         num_workers: Processes; 0 works in this one. By default one a core, or 0 for a handful of files.
         max_pixels: Largest height * width of a picture; others are named, not decoded.
         on_progress: Called after every few samples.
@@ -197,7 +211,7 @@ def verify_dataset(
         num_workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         num_workers = num_workers if total >= 8 * _CHUNK else 0
     palettes = {name: dataset.taxonomy.palette for name, dataset in DATASETS.items()}
-    work = partial(_check_jobs, rule=rule, palettes=palettes, max_pixels=max_pixels)
+    work = partial(_check_jobs, rule=rule, palettes=palettes, image_type=image_type, max_pixels=max_pixels)
 
     tally = Tally(splits=splits, rule=rule, root=str(root))
     tally.problems += manifest_problems
@@ -305,12 +319,13 @@ def _check_jobs(
     *,
     rule: LabelRule,
     palettes: Mapping[str, Sequence[Colour]],
+    image_type: ImageType,
     max_pixels: int,
 ) -> list[Result]:
     return [
         _make_result(job, job.path, check_hash(job.path, job.expected))
         if isinstance(job, _Other)
-        else _check_sample(job, rule=rule, palettes=palettes, max_pixels=max_pixels)
+        else _check_sample(job, rule=rule, palettes=palettes, image_type=image_type, max_pixels=max_pixels)
         for job in jobs
     ]
 
@@ -341,15 +356,21 @@ def _make_result(
 
 
 def _check_sample(
-    job: _Sample, *, rule: LabelRule, palettes: Mapping[str, Sequence[Colour]], max_pixels: int
+    job: _Sample,
+    *,
+    rule: LabelRule,
+    palettes: Mapping[str, Sequence[Colour]],
+    image_type: ImageType,
+    max_pixels: int,
 ) -> Result:
     found: list[Problem] = []
     image = label = None
     counts = None
     if job.image is not None:
-        image = check_picture(job.image, max_pixels=max_pixels, expected=job.image_expected)
+        check = check_picture if image_type == RGB else partial(check_typed_picture, image_type=image_type)
+        image = check(job.image, max_pixels=max_pixels, expected=job.image_expected)
         found += image.problems
-        if image.picture is not None and not is_read(image.picture.image):
+        if image_type == RGB and image.picture is not None and not is_read(image.picture.image):
             found.append(
                 make_problem(
                     kinds.SAMPLE_DEPTH,
