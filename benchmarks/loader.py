@@ -75,7 +75,7 @@ def open_ours(name: str, root: Path) -> Serve:
     if any(root.glob("*/pack.json")):
         dataset = importlib.import_module("nestseg.data.packed").PackedDataset(root, case.split)
     else:
-        dataset = importlib.import_module("nestseg.data.datasets").open_dataset(name, root, case.split)
+        dataset = importlib.import_module("nestseg.data.opening").open_dataset(name, root, case.split)
     transform = transforms.TrainTransform(base_size=case.base, crop_size=case.crop)
 
     def serve(repetition: int) -> None:
@@ -208,7 +208,7 @@ def find_peers() -> tuple[str | None, str]:
 
 def prepare(data: Path, scratch: Path, left_out: dict[str, str]) -> dict[str, dict[str, Any]]:
     """Write the packed copies and the label maps that mmsegmentation needs; return what each side opens."""
-    open_dataset = importlib.import_module("nestseg.data.datasets").open_dataset
+    open_dataset = importlib.import_module("nestseg.data.opening").open_dataset
     given: dict[str, dict[str, Any]] = {side: {} for side in SIDES}
     for name, case in CASES.items():
         if not (data / case.folder).is_dir():
