@@ -227,6 +227,13 @@ def test_loss_that_is_not_finite_stops_before_a_checkpoint(tmp_path):
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000000"]
 
 
+def test_pictures_of_another_type_are_refused_before_the_folder_is_claimed(tmp_path):
+    changes = [*TINY, "data.in_channels=1", "data.mean=[127]", "data.std=[60]", "augmentation.photometric=null"]
+    with pytest.raises(NestsegError, match="E-DATA-087"):
+        train(resolve_recipe("demo", changes), None, run=tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
 def test_pretrained_backbone_is_where_training_starts(tmp_path):
     from nestseg.build import build_model, initialise_model
     from nestseg.models.resnest import BACKBONES, ResNeSt

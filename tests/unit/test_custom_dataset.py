@@ -21,7 +21,7 @@ from nestseg.data.custom import CustomDataset, find_files
 from nestseg.data.dataset import PairsError
 from nestseg.data.opening import measure_dataset
 from nestseg.data.packed import pack_dataset
-from nestseg.data.spec import DatasetSpec
+from nestseg.data.spec import DatasetSpec, SplitSection
 from nestseg.data.verify import problems as kinds
 from nestseg.data.verify.verify import verify_custom
 
@@ -723,3 +723,25 @@ def test_verify_reads_what_has_no_label_files_of_its_own(tmp_path):
     (summary,) = report.splits
     assert summary.image_kinds == {"RGB": 1}
     assert summary.class_pixels == (12, 4, 0)
+
+
+def test_verify_by_reading_asks_what_it_asks_of_files_too(tmp_path):
+    square = {"segmentation": [SQUARE]}
+    spec = write_coco(tmp_path, [square], classes=["background", "cat", "dog"])
+    save(tmp_path / "images" / "b.png", picture((4, 4)))
+    save(tmp_path / "images" / "c.png", picture((4, 4)))
+    (tmp_path / "images" / "c.png").write_bytes((tmp_path / "images" / "c.png").read_bytes()[:60])
+    values = json.loads((tmp_path / "coco.json").read_text())
+    values["images"] += [
+        {"id": index, "file_name": f"{name}.png", "height": 4, "width": 4} for index, name in ((4, "b"), (5, "c"))
+    ]
+    (tmp_path / "coco.json").write_text(json.dumps(values))
+    for name, line in (("train", "a"), ("val", "b\nc")):
+        (tmp_path / f"{name}.txt").write_text(line + "\n")
+    spec = spec.model_copy(update={"splits": {name: SplitSection(list=f"{name}.txt") for name in ("train", "val")}})
+    here = verify_custom(spec, tmp_path, num_workers=0)
+    found = {(problem.code, problem.split) for problem in here.problems}
+    assert ("E-VERIFY-052", "val") in found  # b is a
+    assert ("E-VERIFY-056", "train") in found  # no dog
+    assert [problem.path.endswith("c.png") for problem in here.errors] == [True]
+    assert verify_custom(spec, tmp_path, num_workers=1).to_json() == here.to_json()

@@ -35,7 +35,7 @@ from nestseg.core.dist import copy_from_first_rank
 from nestseg.core.errors import RunError
 from nestseg.data.dataset import SegmentationDataset
 from nestseg.data.loader import BatchPlan, training_batches
-from nestseg.data.transforms import TrainTransform
+from nestseg.data.transforms import TrainTransform, sample_generator
 from nestseg.engine.checkpoint import load_latest, save_checkpoint
 from nestseg.engine.evaluate import evaluate, write_metrics
 from nestseg.engine.launch import launch
@@ -102,6 +102,8 @@ def train(
     # all that can be refused is refused before the folder is claimed
     segmenter.check_batch_size(plan.share(fabric.world_size))
     transform = build_transform(recipe, dataset)
+    # one sample shows whether pictures are of the recipe's type
+    transform(dataset.read(0), sample_generator(recipe.seed, 0, 0))
     plain_optimizer = build_optimizer(recipe, segmenter)
     scheduled_lr(recipe, step=0)
     if fabric.is_global_zero:

@@ -83,11 +83,13 @@ class Tally:
         splits: What is verified.
         rule: What label maps may hold.
         root: Folder of the data set.
+        explains: Whether to guess what the label values, all together, were meant to be.
     """
 
     splits: Sequence[Split]
     rule: LabelRule
     root: str
+    explains: bool = True
     problems: list[Problem] = field(default_factory=list)
     by_split: list[_SplitTally] = field(default_factory=list)
     seen_in_training: dict[bytes, tuple[int, int]] = field(default_factory=dict)
@@ -129,7 +131,8 @@ class Tally:
             for found in (self._word_images(tally), self._word_classes(tally)):
                 self.problems += [problem._replace(split=split.name) for problem in found]
         self.problems += self._word_leaks()
-        self.problems += self._word_diagnosis()
+        if self.explains:
+            self.problems += self._word_diagnosis()
         # splits may share files, and then their problems
         unique = {(problem.code, problem.path, problem.reason): problem for problem in reversed(self.problems)}
         names = [split.name for split in self.splits]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from nestseg.core.image_io import MAX_PIXELS
 from nestseg.core.taxonomy import Colour
 from nestseg.core.types import IGNORE_INDEX
 from nestseg.data.custom import CustomDataset
-from nestseg.data.dataset import FileDataset
+from nestseg.data.dataset import FileDataset, PairsError, SampleFiles
 from nestseg.data.datasets import DATASETS
 from nestseg.data.opening import open_dataset
 from nestseg.data.spec import DatasetSpec
@@ -41,7 +42,7 @@ from nestseg.data.verify.labels import LabelRule, check_labels
 from nestseg.data.verify.manifest import find_manifest, read_expected
 from nestseg.data.verify.pairs import Split, check_names, collect_splits
 from nestseg.data.verify.problems import Problem, make_problem
-from nestseg.data.verify.report import Report, SplitSummary
+from nestseg.data.verify.report import Report
 from nestseg.data.verify.tally import TINY, Result, Tally
 
 OnProgress = Callable[[int, int], None]
@@ -119,7 +120,7 @@ def verify_custom(
     """Verify a data set of your own; arguments as `verify_named`."""
     names = list(splits) or list(spec.splits)
     if spec.files is None or spec.label_format in {"coco", "labelme"}:
-        return _verify_by_reading(spec, root, names, on_progress=on_progress)
+        return _verify_by_reading(spec, root, names, num_workers=num_workers, on_progress=on_progress)
     colours = spec.class_of_colour if spec.label_format in {"colours", "binary"} else None
     label_map = spec.make_id_table()
     if colours is not None:
@@ -138,43 +139,88 @@ def verify_custom(
 
 
 def _verify_by_reading(
-    spec: DatasetSpec, root: str | Path | None, splits: Sequence[str], *, on_progress: OnProgress
+    spec: DatasetSpec,
+    root: str | Path | None,
+    names: Sequence[str],
+    *,
+    num_workers: int | None,
+    on_progress: OnProgress,
 ) -> Report:
-    """Read every sample of a data set whose labels are no picture files of their own: slower, and fewer questions."""
-    taxonomy = spec.taxonomy
-    problems: list[Problem] = []
-    summaries = []
-    for split in splits:
+    """Read every sample of a data set whose labels are no picture files of their own."""
+    num_classes = spec.taxonomy.num_classes
+    identity = np.full(256, IGNORE_INDEX, np.uint8)
+    identity[:num_classes] = range(num_classes)
+    rule = LabelRule(taxonomy=spec.taxonomy, values=frozenset((*range(num_classes), IGNORE_INDEX)), label_map=identity)
+    splits = []
+    for name in names:
         try:
-            dataset = CustomDataset(spec, root, split)
+            dataset = CustomDataset(spec, root, name)
         except DataError as error:
-            problem = make_problem(kinds.LAYOUT, str(error.path or ""), error.reason, fix=error.fix)
-            problems.append(problem._replace(split=split))
-            continue
-        pixels, num_read = np.zeros(256, np.int64), 0
-        for index in range(len(dataset)):
-            try:
-                pixels += np.bincount(dataset.read(index).target.ravel(), minlength=256)
-                num_read += 1
-            except DataError as error:
-                problem = make_problem(
-                    kinds.UNREADABLE, str(error.path), f"{error.code}: {error.reason}", fix=error.fix
-                )
-                problems.append(problem._replace(split=split))
-            on_progress(index + 1, len(dataset))
-        summaries.append(
-            SplitSummary(
-                name=split,
-                num_samples=len(dataset),
-                class_pixels=tuple(pixels[: taxonomy.num_classes].tolist()),
-                ignored_pixels=int(pixels[IGNORE_INDEX]),
-                image_kinds={"RGB" if spec.is_rgb else str(ImageType(spec.channels, spec.dtype)): num_read},
-                label_kinds={spec.label_format: len(dataset)},
+            causes = error.causes if isinstance(error, PairsError) and error.causes else (error,)
+            problems = [make_problem(kinds.LAYOUT, str(e.path or ""), e.reason, fix=e.fix) for e in causes]
+            splits.append(Split(name, (), problems))
+        else:
+            splits.append(
+                Split(name, [SampleFiles(dataset.name(i), Path(dataset.name(i)), None) for i in range(len(dataset))])
+            )
+    jobs = (
+        _Sample(index, place, sample.name, None, None, None)
+        for index, split in enumerate(splits)
+        for place, sample in enumerate(split.samples)
+    )
+    # train ids were made of drawn outlines or by the table of ids: there is nothing left to guess
+    tally = Tally(splits=splits, rule=rule, root=str(root), explains=False)
+    for split in splits:
+        tally.problems += [problem._replace(split=split.name) for problem in split.problems]
+    work = partial(_read_jobs, spec=spec, root=root, names=tuple(names))
+    total = sum(len(split.samples) for split in splits)
+    _add_results(tally, work, jobs, total=total, num_workers=num_workers, on_progress=on_progress)
+    return tally.finish()
+
+
+def _read_jobs(
+    jobs: Sequence[_Sample | _Other], *, spec: DatasetSpec, root: str | Path | None, names: Sequence[str]
+) -> list[Result]:
+    """Read samples of a described data set; each process opens a split once."""
+    results = []
+    for job in jobs:
+        assert isinstance(job, _Sample), "a manifest lists files, and these are none"
+        key = (spec.to_yaml(), str(root), names[job.split])
+        if key not in _OPENED:
+            _OPENED[key] = CustomDataset(spec, root, names[job.split])
+        found, counts, digest, size = [], np.zeros(256, np.int64), b"", (TINY, TINY)
+        try:
+            sample = _OPENED[key].read(job.place)
+        except DataError as error:
+            reason = f"{error.code}: {error.reason}"
+            found.append(make_problem(kinds.UNREADABLE, str(error.path), reason, fix=error.fix))
+        else:
+            counts = np.bincount(sample.target.ravel(), minlength=256)
+            digest = hashlib.sha256(sample.image.tobytes()).digest()[:16]
+            size = sample.target.shape
+            if not (sample.target != IGNORE_INDEX).any():
+                reason = "no pixel of it is labelled"
+                found.append(make_problem(kinds.ALL_IGNORED, str(job.image), reason, fix="label it, or leave it out"))
+        values = np.flatnonzero(counts)
+        results.append(
+            Result(
+                split=job.split,
+                place=job.place,
+                path=str(job.image),
+                problems=tuple(found),
+                digest=digest,
+                image_kind="" if not digest else "RGB" if spec.is_rgb else str(ImageType(spec.channels, spec.dtype)),
+                label_kind=spec.label_format if digest else "",
+                orientation=0,
+                is_tiny=min(size) < TINY,
+                counts=(values, counts[values]),
             )
         )
-    return Report(
-        dataset=spec.name, root=str(root), taxonomy=taxonomy, splits=tuple(summaries), problems=tuple(problems)
-    )
+    return results
+
+
+_OPENED: dict[tuple[str, str, str], CustomDataset] = {}
+"""Splits that this process has opened."""
 
 
 def verify_dataset(
@@ -207,9 +253,6 @@ def verify_dataset(
     jobs = _list_jobs(splits, manifest)
     total = len(manifest.keys() - _paths_of(splits)) if manifest else 0
     total += sum(len(split.samples) for split in splits)
-    if num_workers is None:
-        num_workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        num_workers = num_workers if total >= 8 * _CHUNK else 0
     palettes = {name: dataset.taxonomy.palette for name, dataset in DATASETS.items()}
     work = partial(_check_jobs, rule=rule, palettes=palettes, image_type=image_type, max_pixels=max_pixels)
 
@@ -218,6 +261,23 @@ def verify_dataset(
     for split in splits:
         tally.problems += [problem._replace(split=split.name) for problem in split.problems]
         tally.problems += [problem._replace(split=split.name) for problem in check_names(split)]
+    _add_results(tally, work, jobs, total=total, num_workers=num_workers, on_progress=on_progress)
+    return tally.finish()
+
+
+def _add_results(
+    tally: Tally,
+    work: Callable[[tuple[_Sample | _Other, ...]], list[Result]],
+    jobs: Iterator[_Sample | _Other],
+    *,
+    total: int,
+    num_workers: int | None,
+    on_progress: OnProgress,
+) -> None:
+    """Do all jobs, here or in processes, and count what comes of them."""
+    if num_workers is None:
+        num_workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        num_workers = num_workers if total >= 8 * _CHUNK else 0
     done = 0
     chunks = iter(lambda: tuple(islice(jobs, _CHUNK)), ())
     results = map(work, chunks) if num_workers == 0 else _work_in_parallel(work, chunks, num_workers)
@@ -226,7 +286,6 @@ def verify_dataset(
             tally.add(result)
         done += len(chunk)
         on_progress(done, total)
-    return tally.finish()
 
 
 def _paths_of(splits: Sequence[Split]) -> set[str]:
