@@ -94,7 +94,7 @@ def test_failing_disk_leaves_older_checkpoints_alone(tmp_path, monkeypatch):
     def full_disk(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("nestseg.engine.checkpoint.torch.save", full_disk)
+    monkeypatch.setattr("nestseg.store.files.torch.save", full_disk)
     with pytest.raises(RunError, match=r"E-RUN-012 .*No space left.* fix: free space"):
         save(tmp_path, 2, keep=1)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]

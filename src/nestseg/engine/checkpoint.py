@@ -15,12 +15,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from nestseg.core.disk import sha256_of, sync_file
 from nestseg.core.errors import RunError, WeightsError
-from nestseg.store.files import read_model_file, read_torch_file, write_model_file
+from nestseg.store.files import read_model_file, read_torch_file, write_model_file, write_torch_file
 from nestseg.store.hub import MODEL_FILE
 from nestseg.store.metadata import ModelMetadata
 
@@ -69,12 +68,11 @@ def save_checkpoint(
     try:
         temporary.mkdir(parents=True)
         write_model_file(temporary / MODEL_FILE, model, metadata)
-        torch.save(dict(state), temporary / STATE_FILE)
+        write_torch_file(temporary / STATE_FILE, state)
         files = {name: sha256_of(temporary / name) for name in (MODEL_FILE, STATE_FILE)}
         meta = {"format": 1, "step": metadata.step, "versions": metadata.versions, "sha256": files}
         (temporary / META_FILE).write_text(json.dumps(meta, indent=2), encoding="utf-8")
-        for name in (STATE_FILE, META_FILE):
-            sync_file(temporary / name)
+        sync_file(temporary / META_FILE)
         sync_file(temporary)
         if final.exists():
             shutil.rmtree(final)

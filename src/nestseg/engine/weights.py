@@ -24,6 +24,7 @@ from nestseg.store.files import (
     read_checkpoint,
     read_metadata,
     write_model_file,
+    write_torch_file,
 )
 from nestseg.store.hub import check_config
 from nestseg.store.metadata import Architecture, ModelMetadata
@@ -221,15 +222,12 @@ def _write_foreign(path: Path, state: Mapping[str, Tensor], *, layout: Layout, m
         if metadata is not None:
             content["meta"] = {"CLASSES": metadata.classes, "PALETTE": [list(colour) for colour in metadata.palette]}
     try:
-        with replaced_file(path) as temporary:
-            if path.suffix == ".safetensors":
+        if path.suffix == ".safetensors":
+            with replaced_file(path) as temporary:
                 save_file(tensors, temporary)
-            else:
-                with temporary.open(
-                    "wb"
-                ) as file:  # torch makes the archive's name of a path, which may not start with "."
-                    torch.save(content, file)
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # torch.save: RuntimeError for a full disk
+        else:
+            write_torch_file(path, content)
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
         raise WeightsError(
             "E-WEIGHTS-062",
             f"cannot be written: {' '.join(str(error).split())[:200]}",

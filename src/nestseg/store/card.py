@@ -124,7 +124,7 @@ def _body(metadata: ModelMetadata, repository: str | None) -> Iterator[str]:
     net, text = metadata.architecture, escape_markdown
     yield f"# {text(_model_name(metadata))}\n"
     yield (
-        f"Semantic segmentation with [nestseg](https://pypi.org/project/nestseg): {_SEGMENTORS[net.segmentor]} on "
+        f"Semantic segmentation with nestseg: {_SEGMENTORS[net.segmentor]} on "
         f"{text(net.backbone)}, output stride {net.output_stride} ({_VARIANTS[net.dilation_variant]}), "
         f"{net.num_classes} classes of {text(metadata.dataset)}.\n"
     )

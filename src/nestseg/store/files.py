@@ -146,6 +146,22 @@ def read_checkpoint(path: Path) -> RawCheckpoint:
         return RawCheckpoint(_take_tensors(table), _keep_plain(beside))
 
 
+def write_torch_file(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a torch pickle of tensors and plain values, whole or not at all; the one place that does.
+
+    Args:
+        path: Where to; an older file there stays until the new one is on disk.
+        values: What `read_torch_file` gives back.
+
+    Raises:
+        OSError: If it cannot be written.
+        RuntimeError: If it cannot be written; torch makes this of a full disk.
+    """
+    # an open file: torch names the archive after the path, which may not start with a dot
+    with replaced_file(path) as temporary, temporary.open("wb") as file:
+        torch.save(dict(values), file)
+
+
 def read_torch_file(path: Path) -> Any:
     """Read a torch pickle of tensors and plain values; nothing in it can run.
 
