@@ -25,8 +25,11 @@ test: $(INSTALLED)  ## the quick suite, under 15 minutes on 2 cores
 test-all: $(INSTALLED)  ## everything
 	$(PYTEST) -n 2 tests src
 
-parity golden faults: $(INSTALLED)
+parity golden: $(INSTALLED)
 	$(PYTEST) -n 2 tests/$@
+
+faults: $(INSTALLED)  ## kills, full disks, damaged files, under 15 minutes; FULL=1 counts hundreds into benchmarks/results
+	$(if $(FULL),OMP_NUM_THREADS=1 $(BIN)/python benchmarks/faults.py,$(PYTEST) -n 2 tests/faults)
 
 $(PEERS)/.installed: pyproject.toml constraints.txt tests/peers/requirements.txt
 	$(PYTHON) -m venv $(PEERS)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from nestseg import optim
 from nestseg.core.disk import sha256_of
 from nestseg.core.errors import RecipeError, RunError
 from nestseg.core.taxonomy import Taxonomy
@@ -39,11 +40,11 @@ from nestseg.data.spec import DatasetSpec
 from nestseg.data.stats import class_weights
 from nestseg.data.transforms import TrainTransform
 from nestseg.inference.predictor import Predictor
+from nestseg.losses.criterion import Criterion, LossTerm
 from nestseg.models.resnest import ResNeSt
 from nestseg.models.segmenter import Segmenter, create_model
 from nestseg.models.timm_backbone import TIMM_PREFIX, TimmBackbone, get_timm_normalization
-from nestseg.optim import build_adamw, build_sgd
-from nestseg.recipe import LossSection, PhotometricSection, Recipe
+from nestseg.recipe import PhotometricSection, Recipe
 from nestseg.recipes import evaluation_base_size
 from nestseg.store.files import load_strictly
 from nestseg.store.metadata import Architecture, ModelMetadata, Score
@@ -255,7 +256,7 @@ def fill_class_weights(recipe: Recipe, dataset: SegmentationDataset) -> Recipe:
         return recipe
     if isinstance(given, str):
         numbers = class_weights(load_counts(dataset), given)
-        return recipe.model_copy(update={"loss": LossSection(class_weights=numbers)})
+        return recipe.model_copy(update={"loss": recipe.loss.model_copy(update={"class_weights": numbers})})
     if len(given) != dataset.taxonomy.num_classes:
         raise RecipeError(
             "E-RECIPE-070",
@@ -265,31 +266,46 @@ def fill_class_weights(recipe: Recipe, dataset: SegmentationDataset) -> Recipe:
     return recipe
 
 
-def build_optimizer(recipe: Recipe, model: Segmenter) -> torch.optim.Optimizer:
-    """Return the optimizer of a recipe for a model's trainable parameters.
+def build_criterion(recipe: Recipe, *, device: torch.device | str) -> Criterion:
+    """Return the loss of a recipe whose class weights are numbers, see `fill_class_weights`."""
+    loss = recipe.loss
+    assert loss.class_weights == "none" or not isinstance(loss.class_weights, str), "fill_class_weights comes first"
+    weights = None if isinstance(loss.class_weights, str) else torch.tensor(loss.class_weights, device=device)
+    return Criterion(
+        terms=tuple(
+            LossTerm(term.name, term.weight, term.model_dump(exclude={"name", "weight"})) for term in loss.terms
+        ),
+        auxiliary_weight=recipe.auxiliary_head.loss_weight,
+        class_weights=weights,
+        align_corners=recipe.head.align_corners,
+    )
+
+
+def build_optimizer(recipe: Recipe, model: Segmenter, *, device: torch.device | str = "cpu") -> torch.optim.Optimizer:
+    """Return the optimizer of a recipe for a model's trainable parameters, in one kernel where a GPU has it.
 
     Raises:
         ModelError: If every parameter is frozen.
+        RecipeError: For an option that the optimizer does not have.
     """
     wanted = recipe.optimizer
-    if wanted.name == "adamw":
-        return build_adamw(
-            model,
-            lr=wanted.lr,
-            beta1=wanted.momentum,
-            weight_decay=wanted.weight_decay,
-            head_lr_multiplier=wanted.head_lr_multiplier,
-            decay_norm_and_bias=wanted.decay_norm_and_bias,
-        )
-    return build_sgd(
+    return optim.build_optimizer(
         model,
+        name=wanted.name,
         lr=wanted.lr,
         momentum=wanted.momentum,
         weight_decay=wanted.weight_decay,
         nesterov=wanted.nesterov,
         head_lr_multiplier=wanted.head_lr_multiplier,
         decay_norm_and_bias=wanted.decay_norm_and_bias,
+        options=wanted.options,
+        fused=True if torch.device(device).type == "cuda" and wanted.name in optim.FUSED else None,
     )
+
+
+def build_average(recipe: Recipe, model: Segmenter) -> optim.WeightAverage | None:
+    """Return the moving average of a recipe, begun at the model's weights now; None for a recipe without."""
+    return None if recipe.ema is None else optim.WeightAverage(model, recipe.ema.decay)
 
 
 def describe_model(recipe: Recipe, *, step: int, scores: tuple[Score, ...] = ()) -> ModelMetadata:

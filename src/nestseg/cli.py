@@ -10,6 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -46,7 +47,14 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("recipe", metavar="NAME|RECIPE.yaml", help="what to train; see: nestseg recipes")
     train.add_argument("--data", type=Path, metavar="ROOT", help="folder of the data set (none for toystreets)")
     _add_dataset(train)
-    train.add_argument("--run", type=Path, required=True, metavar="RUN", help="folder that the run is written to")
+    train.add_argument(
+        "--run",
+        "--run-dir",  # torchrun takes --run for its own --run-path
+        type=Path,
+        dest="run",
+        metavar="RUN",
+        help="folder that the run is written to",
+    )
     _add_set(train)
     train.add_argument("--max-steps", type=int, metavar="N", help="shorten the run and its schedule to N steps")
     train.add_argument("--init", metavar="MODEL", help=f"fine-tune {_MODEL_HELP}")
@@ -58,7 +66,37 @@ def build_parser() -> argparse.ArgumentParser:
         help="with --init: class NEW of the data set starts as class OLD of that model; may be repeated",
     )
     train.add_argument("--resume", action="store_true", help="continue the run in RUN from its newest checkpoint")
+    train.add_argument("--allow-fresh", action="store_true", help="with --resume: begin where nothing was begun yet")
+    train.add_argument("--accept-changes", action="store_true", help="with --resume: go on with a changed recipe")
+    train.add_argument(
+        "--strict-resume",
+        action="store_true",
+        help="with --resume: refuse to go on where versions, data, devices or threads have changed",
+    )
+    train.add_argument(
+        "--auto-accumulate", action="store_true", help="run a batch in as many parts as memory needs, the same gradient"
+    )
+    train.add_argument("--dry-run", action="store_true", help="print the plan: size, memory, time; write nothing")
+    train.add_argument("--devices", type=int, metavar="N", help="train on N devices of this machine")
     _add_device(train)
+
+    tune = verbs.add_parser("tune", help="search over fields of a recipe")
+    tune.add_argument("recipe", metavar="NAME|RECIPE.yaml", help="what to train; see: nestseg recipes")
+    tune.add_argument("--data", type=Path, metavar="ROOT", help="folder of the data set (none for toystreets)")
+    _add_dataset(tune)
+    tune.add_argument("--study", type=Path, required=True, metavar="DIR", help="folder of the study, new or begun")
+    tune.add_argument("--trials", type=int, required=True, metavar="N", help="finished and pruned trials in all")
+    tune.add_argument(
+        "--space",
+        action="append",
+        default=[],
+        metavar="FIELD=SPEC",
+        help="what to search: FIELD=log LOW HIGH, uniform LOW HIGH, int LOW HIGH or choice A B ...; may be repeated "
+        "(default: learning rate, weight decay, dropout)",
+    )
+    _add_set(tune)
+    tune.add_argument("--max-steps", type=int, metavar="N", help="shorten each trial and its schedule to N steps")
+    _add_device(tune)
 
     evaluate = verbs.add_parser("evaluate", help="score a trained model on a split")
     evaluate.add_argument("model", metavar="RUN|MODEL", help=_MODEL_HELP)
@@ -81,10 +119,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_data(verbs)
     _add_weights(verbs)
+    _add_runs(verbs)
 
     demo = verbs.add_parser("demo", help="train, evaluate and draw a small model on drawn streets, in minutes")
     demo.add_argument("--run", type=Path, default=Path("runs/demo"), metavar="RUN", help="default: %(default)s")
-    for verb in (recipes, show, train, evaluate, predict, demo):
+    for verb in (recipes, show, train, tune, evaluate, predict, demo):
         _add_debug(verb)
     return parser
 
@@ -165,6 +204,20 @@ def _add_weights(verbs: argparse._SubParsersAction[_Parser]) -> None:
         _add_debug(verb)
 
 
+def _add_runs(verbs: argparse._SubParsersAction[_Parser]) -> None:
+    runs = verbs.add_parser("runs", help="run folders: list, compare, plot")
+    runs_verbs = runs.add_subparsers(dest="runs_verb", metavar="VERB", required=True, parser_class=_Parser)
+    listing = runs_verbs.add_parser("list", help="how far each run is, its best score, its size")
+    listing.add_argument("folder", type=Path, nargs="?", default=Path("runs"), metavar="FOLDER", help="default: runs")
+    compare = runs_verbs.add_parser("compare", help="recipes, scores, classes and versions side by side")
+    compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="two or more run folders")
+    plot = runs_verbs.add_parser("plot", help="curves of one or more runs as a page")
+    plot.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders")
+    plot.add_argument("--out", type=Path, required=True, metavar="FILE.html", help="the page")
+    for verb in (runs, listing, compare, plot):
+        _add_debug(verb)
+
+
 def _add_layout(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--layout",
@@ -212,13 +265,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 done, 1 an error that the user can mend, 2 wrong arguments, 3 some inputs failed,
-        130 interrupted.
+        75 a run stopped at a checkpoint, 130 interrupted.
     """
     parser = build_parser()
     words = list(sys.argv[1:] if argv is None else argv)
     # torchrun takes our --run for a short form of its own --run-path, unless "--" stands before our words; it hands
     # that "--" on to us
-    arguments = parser.parse_args(words[1:] if words[:1] == ["--"] else words)
+    words = words[1:] if words[:1] == ["--"] else words
+    arguments = parser.parse_args(words, argparse.Namespace(words=words))
     if arguments.verb is None:
         parser.print_help()
         return 0
@@ -250,8 +304,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
-    if category.__module__.startswith("nestseg."):
-        sys.stderr.write(f"warning: {message}\n")
+    # of several ranks, the first one speaks
+    if category.__module__.startswith("nestseg.") and os.environ.get("RANK", "0") == "0":
+        # a terminal that is gone must not make an error of a warning
+        with suppress(OSError):
+            sys.stderr.write(f"warning: {message}\n")
 
 
 def _recipes(arguments: argparse.Namespace) -> int:
@@ -271,18 +328,74 @@ def _recipes(arguments: argparse.Namespace) -> int:
 def _train(arguments: argparse.Namespace) -> int:
     from nestseg.recipes import start_overrides
 
+    if arguments.run is None and not arguments.dry_run:
+        sys.stderr.write("nestseg train: name the folder of the run with --run\nsee: nestseg train --help\n")
+        return 2
+
     overrides = list(arguments.overrides)
     if arguments.max_steps is not None:
         overrides.append(f"schedule.max_steps={arguments.max_steps}")
     overrides += start_overrides(arguments.init, arguments.class_map)
     recipe, root, notes = _resolve(arguments, overrides)
-    for note in notes:
+    # with several devices, the process of the first one says them
+    for note in notes if arguments.devices is None else ():
         _say(note)
+    if arguments.dry_run:
+        from nestseg.engine.dry_run import dry_run, format_dry_run
 
+        _say(format_dry_run(dry_run(recipe, root, device=arguments.device, devices=arguments.devices or 1)))
+        return 0
+    if arguments.devices is not None:
+        from nestseg.engine.launch import launch_devices
+
+        return launch_devices(arguments.words, run=arguments.run, devices=arguments.devices)
+
+    from nestseg.engine.stop import STOPPED_EXIT_CODE, RunStopped
     from nestseg.engine.train import train
 
-    model = train(recipe, root, run=arguments.run, device=arguments.device, resume=arguments.resume, notes=notes)
-    sys.stdout.write(f"{model}\n")
+    try:
+        model = train(
+            recipe,
+            root,
+            run=arguments.run,
+            device=arguments.device,
+            resume=arguments.resume,
+            accept_changes=arguments.accept_changes,
+            strict_resume=arguments.strict_resume,
+            allow_fresh=arguments.allow_fresh,
+            auto_accumulate=arguments.auto_accumulate,
+            notes=notes,
+        )
+    except RunStopped as stopped:
+        if os.environ.get("RANK", "0") == "0":
+            sys.stderr.write(f"{stopped}\n")
+        return STOPPED_EXIT_CODE
+    _say(str(model))
+    return 0
+
+
+def _tune(arguments: argparse.Namespace) -> int:
+    from nestseg.engine.stop import STOPPED_EXIT_CODE
+    from nestseg.engine.tune import StudyStopped, study_notes, study_table, tune
+
+    recipe, root, _ = _resolve(arguments, arguments.overrides)
+    try:
+        result = tune(
+            recipe,
+            root,
+            study=arguments.study,
+            trials=arguments.trials,
+            space=arguments.space,
+            max_steps=arguments.max_steps,
+            device=arguments.device,
+            say=_say,
+        )
+    except StudyStopped as stopped:
+        sys.stderr.write(f"{stopped}\n")
+        return STOPPED_EXIT_CODE
+    _write_table(study_table(result))
+    for note in study_notes(result, root):
+        _say(note)
     return 0
 
 
@@ -447,6 +560,20 @@ def _weights(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _runs(arguments: argparse.Namespace) -> int:
+    from nestseg.engine.lock import lock_holder
+    from nestseg.engine.runs import compare_runs, format_list, list_runs, plot_runs
+
+    if arguments.runs_verb == "list":
+        _say(format_list(list_runs(arguments.folder, lock_holder=lock_holder)))
+    elif arguments.runs_verb == "compare":
+        _say(compare_runs(arguments.runs, lock_holder=lock_holder))
+    else:
+        plot_runs(arguments.runs, arguments.out, lock_holder=lock_holder)
+        _say(f"page: {arguments.out}")
+    return 0
+
+
 def _demo(arguments: argparse.Namespace) -> int:
     from nestseg.engine.demo import demo
     from nestseg.engine.evaluate import format_scores
@@ -491,9 +618,11 @@ def _show_count(done: int, total: int) -> None:
 _VERBS = {
     "recipes": _recipes,
     "train": _train,
+    "tune": _tune,
     "evaluate": _evaluate,
     "predict": _predict,
     "data": _data,
     "weights": _weights,
+    "runs": _runs,
     "demo": _demo,
 }

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -23,6 +23,14 @@ from nestseg.data.spec import DatasetSpec
 Positive = Annotated[int, Field(ge=1)]
 SizeField = tuple[Positive, Positive]
 Rgb = tuple[float, float, float]
+
+OptimizerName = Literal[
+    "sgd", "adamw", "adam", "nadam", "radam", "adamax", "adagrad", "adadelta", "adafactor", "rmsprop", "asgd"
+]
+"""Optimisers of torch that a recipe may name."""
+
+_NO_MOMENTUM = ("adagrad", "adadelta", "adafactor", "asgd")
+_PUBLISHED_MOMENTUM = 0.9
 
 IMAGENET_MEAN: Rgb = (123.675, 116.28, 103.53)
 IMAGENET_STD: Rgb = (58.395, 57.12, 57.375)
@@ -126,6 +134,10 @@ class DataSection(Section):
     """How samples are drawn where classes are rare; null draws every picture once an epoch."""
     num_workers: Annotated[int, Field(ge=0)] = 4
     """Loader processes a device; the samples are the same for any number."""
+    worker_timeout: Annotated[float, Field(gt=0)] = 300.0
+    """Seconds that a batch may take before the run stops and names the samples that were being read."""
+    bad_samples: Literal["stop", "skip"] = "stop"
+    """What a sample that cannot be read does: stop the run, or be replaced by another, which is counted."""
     in_channels: Positive = 3
     """Channels of an image: 3 is RGB; mean and std have as many numbers."""
     image_dtype: ImageDtype = "uint8"
@@ -263,36 +275,120 @@ class AugmentationSection(Section):
 class OptimizerSection(Section):
     """How gradients become steps."""
 
-    name: Literal["sgd", "adamw"] = "sgd"
+    name: OptimizerName = "sgd"
     """The optimiser; sgd is the published one."""
     lr: Annotated[float, Field(gt=0)] = 0.01
     """Learning rate at step 0."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Momentum of sgd, beta1 of adamw."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = _PUBLISHED_MOMENTUM
+    """Momentum of sgd and rmsprop, beta1 of adam, adamw, nadam, radam and adamax; unused by the others."""
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
-    """L2 penalty added to the gradient by sgd, decoupled decay of adamw."""
+    """L2 penalty added to the gradient; decoupled decay for adamw and adafactor."""
+    options: dict[str, bool | int | float | tuple[float, ...]] = {}
+    """More arguments of that class of torch.optim, such as {eps: 1.0e-6, amsgrad: true}."""
     nesterov: bool = False
     """Nesterov momentum; sgd only."""
     head_lr_multiplier: Annotated[float, Field(gt=0)] = 1.0
     """Factor on the lr of the decode and auxiliary heads."""
     decay_norm_and_bias: bool = True
     """Whether weight decay also acts on norms and biases, as in the published runs."""
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    """Gradients are scaled down to this norm over all parameters where theirs is larger; null leaves them."""
+
+
+class LossTermSection(Section):
+    """One loss of the sum that is minimised."""
+
+    name: str
+    """Which loss."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Its factor."""
+
+
+class CrossEntropySection(LossTermSection):
+    """Cross-entropy over the labelled pixels, with class weights."""
+
+    name: Literal["cross_entropy"] = "cross_entropy"
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of a pixel's target that is spread evenly over all classes."""
+
+
+class OhemSection(LossTermSection):
+    """Cross-entropy over the hardest pixels, with class weights."""
+
+    name: Literal["ohem"] = "ohem"
+    threshold: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """Pixels whose class has at most this probability are hard."""
+    min_share: Annotated[float, Field(gt=0, le=1)] = 0.0625
+    """The least share of the labelled pixels that counts, the hardest."""
+
+
+class FocalSection(LossTermSection):
+    """Cross-entropy that counts sure pixels less, with class weights."""
+
+    name: Literal["focal"] = "focal"
+    gamma: Annotated[float, Field(ge=0)] = 2.0
+    """The larger, the less sure pixels count; 0 is cross-entropy."""
+
+
+class DiceSection(LossTermSection):
+    """One minus the overlap of each class; class weights do not act on it."""
+
+    name: Literal["dice"] = "dice"
+
+
+class TverskySection(LossTermSection):
+    """Dice with a price for each kind of error; class weights do not act on it."""
+
+    name: Literal["tversky"] = "tversky"
+    alpha: Annotated[float, Field(gt=0)] = 0.3
+    """What a false positive costs."""
+    beta: Annotated[float, Field(gt=0)] = 0.7
+    """What a false negative costs."""
+    exponent: Annotated[float, Field(gt=0)] = 1.0
+    """Power of each class's loss; 0.75 is the focal Tversky loss."""
+
+
+class LovaszSection(LossTermSection):
+    """Lovasz-softmax, a surrogate of the IoU; class weights do not act on it."""
+
+    name: Literal["lovasz"] = "lovasz"
+
+
+class BoundarySection(LossTermSection):
+    """Wrong probability times its distance to the boundary in pixels; class weights do not act on it."""
+
+    name: Literal["boundary"] = "boundary"
+
+
+AnyLossTerm = Annotated[
+    CrossEntropySection | OhemSection | FocalSection | DiceSection | TverskySection | LovaszSection | BoundarySection,
+    Field(discriminator="name"),
+]
+
+_LOSS_TERMS: Mapping[str, type[LossTermSection]] = {
+    section.model_fields["name"].default: section for section in get_args(get_args(AnyLossTerm)[0])
+}
+
+CLASS_WEIGHTED_LOSSES = ("cross_entropy", "ohem", "focal")
+"""Losses that class weights act on; a test holds them against `nestseg.losses.criterion.CLASS_WEIGHTED`."""
 
 
 class LossSection(Section):
-    """What is minimised: cross-entropy over the labelled pixels."""
+    """What is minimised: a weighted sum of losses over the labelled pixels."""
 
     class_weights: Literal["none", "median_frequency", "enet"] | tuple[Annotated[float, Field(ge=0)], ...] = "none"
     """A number a class, or the rule that computes them from the training split; a run's own recipe has the numbers."""
+    terms: tuple[AnyLossTerm, ...] = (CrossEntropySection(),)
+    """What is added up: [{name: cross_entropy}, {name: dice, weight: 0.5}]."""
 
 
 class ScheduleSection(Section):
-    """Polynomial decay a step: (lr - min_lr) * (1 - t/T)^power + min_lr."""
+    """Learning rate of step t of T: poly is (lr - min_lr) * (1 - t/T)^power + min_lr, cosine half a wave."""
 
-    name: Literal["poly"] = "poly"
+    name: Literal["poly", "cosine"] = "poly"
     """The policy."""
     power: Annotated[float, Field(gt=0)] = 0.9
-    """Exponent."""
+    """Exponent of poly."""
     min_lr: Annotated[float, Field(ge=0)] = 1e-4
     """Learning rate at the end."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
@@ -301,6 +397,39 @@ class ScheduleSection(Section):
     """Passes over the training split, each without its last partial batch; read when max_steps is null."""
     max_steps: Positive | None = None
     """Length of the run and of its schedule; null means epochs times the steps of one epoch."""
+
+
+class EmaSection(Section):
+    """An exponential moving average of the weights; it is what is evaluated and what model files hold."""
+
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.9998
+    """Share of the average that stays at each step; less at first: at most (1 + t) / (10 + t)."""
+
+
+class ComputeSection(Section):
+    """How a step is computed. The defaults are plain float32."""
+
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of activations; weights, losses and the optimiser stay in float32."""
+    channels_last: bool = False
+    """Keep feature maps with channels last in memory; faster on recent GPUs."""
+    compile: bool = False
+    """Let torch.compile fuse the network; the first step takes minutes."""
+    activation_checkpointing: bool = False
+    """Compute the backbone's blocks again in the backward pass: less memory for a quarter more time."""
+    accumulate_steps: Positive = 1
+    """Parts that a device's share of a batch is run in, one after another; gradients are those of the whole batch."""
+    deterministic: bool = False
+    """Use only kernels that give the same bits every time; an error where there is none."""
+
+
+class GuardSection(Section):
+    """What happens when numbers go wrong. A step whose gradient is not finite changes nothing and is logged."""
+
+    max_bad_steps: Positive = 10
+    """The run stops after so many such steps in a row."""
+    spike_factor: Annotated[float, Field(gt=1)] | None = None
+    """Also skip steps whose loss is above so many times the median of the last 100; null takes them."""
 
 
 class CheckpointSection(Section):
@@ -326,10 +455,12 @@ class EvaluationSection(Section):
 
 
 class LogSection(Section):
-    """How often the run reports."""
+    """How often the run reports, and where to."""
 
     every_steps: Positive = 50
     """Steps between two records of log.jsonl."""
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
+    """Where records go besides log.jsonl and log.csv; each is an extra of the same name."""
 
 
 class Recipe(Section):
@@ -362,6 +493,9 @@ class Recipe(Section):
     loss: LossSection = LossSection()
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection
+    ema: EmaSection | None = None
+    compute: ComputeSection = ComputeSection()
+    guard: GuardSection = GuardSection()
     checkpoint: CheckpointSection = CheckpointSection()
     evaluation: EvaluationSection
     log: LogSection = LogSection()
@@ -380,6 +514,14 @@ class Recipe(Section):
                     f"data.in_channels and data.image_dtype are {wanted[0]} {wanted[1]}, but data.spec reads "
                     f"{stored[0]} {stored[1]}; change channels and dtype of the data set file instead"
                 )
+        losses = [term.name for term in self.loss.terms]
+        if not losses:
+            raise ValueError("loss.terms is empty; name at least one loss, as in loss.terms=[{name: cross_entropy}]")
+        if self.loss.class_weights != "none" and not set(losses) & set(CLASS_WEIGHTED_LOSSES):
+            raise ValueError(
+                f"loss.class_weights act on {', '.join(CLASS_WEIGHTED_LOSSES)}, loss.terms has {', '.join(losses)}; "
+                "set loss.class_weights=none, or add such a term"
+            )
         low, high = self.augmentation.scale_range
         if not 0 < low <= high:
             raise ValueError(f"augmentation.scale_range {[low, high]}: allowed 0 < low <= high")
@@ -402,6 +544,12 @@ class Recipe(Section):
             raise ValueError(
                 "auxiliary_head.channels and auxiliary_head.loss_weight are set, but auxiliary_head.enabled is false; "
                 f"leave them at {unused.channels} and {unused.loss_weight}, or enable it"
+            )
+        if self.schedule.name != "poly" and self.schedule.power != ScheduleSection.model_fields["power"].default:
+            raise ValueError("schedule.power is the exponent of poly; leave it at 0.9 with another schedule.name")
+        if self.optimizer.name in _NO_MOMENTUM and self.optimizer.momentum != _PUBLISHED_MOMENTUM:
+            raise ValueError(
+                f"optimizer.momentum is not used by {self.optimizer.name}; leave it at {_PUBLISHED_MOMENTUM}"
             )
         if self.optimizer.nesterov and (self.optimizer.name != "sgd" or self.optimizer.momentum == 0):
             raise ValueError("optimizer.nesterov needs optimizer.name sgd and optimizer.momentum above 0")
@@ -493,7 +641,11 @@ def known_fields() -> dict[str, str]:
         >>> known_fields()["data.batch_size"]
         'integer >= 1'
     """
-    schema = Recipe.model_json_schema()
+    return _fields_of(Recipe)
+
+
+def _fields_of(section: type[Section]) -> dict[str, str]:
+    schema = section.model_json_schema()
 
     def walk(node: Mapping[str, Any], prefix: str) -> dict[str, str]:
         fields: dict[str, str] = {}
@@ -515,6 +667,8 @@ def known_fields() -> dict[str, str]:
 
 
 def _type_words(schema: Mapping[str, Any]) -> str:
+    if "discriminator" in schema:
+        return f"{{name: one of {', '.join(_LOSS_TERMS)}; its options}}"
     if "anyOf" in schema:
         return " or ".join(_type_words(option) for option in schema["anyOf"])
     if "enum" in schema:
@@ -532,6 +686,8 @@ def _type_words(schema: Mapping[str, Any]) -> str:
 def _describe(problem: Mapping[str, Any]) -> str:
     # pydantic also names its validators and the types of a union
     location = [part for part in problem["loc"] if not str(part).startswith(("function-", "literal[", "tuple["))]
+    if location[:2] == ["loss", "terms"] and (len(location) > 3 or problem["type"].startswith("union_tag_")):
+        return _describe_loss_term(problem)
     name = ".".join(str(part) for part in location)
     fields = known_fields()
     if problem["type"] == "extra_forbidden":
@@ -544,3 +700,17 @@ def _describe(problem: Mapping[str, Any]) -> str:
         return f"{name} is missing" + (f" ({allowed})" if allowed else "")
     given = problem["input"]
     return f"{name} is {given!r}: {allowed or problem['msg']}"
+
+
+def _describe_loss_term(problem: Mapping[str, Any]) -> str:
+    _, _, index, *below = problem["loc"]
+    given = problem["input"]
+    if not below:
+        which = f"is {given['name']!r}" if "name" in given else "is missing"
+        return f"loss.terms.{index}.name {which}: {nearest(str(given.get('name', '')), _LOSS_TERMS)}"
+    # below an entry pydantic names the loss
+    loss, option, *_ = below
+    fields = _fields_of(_LOSS_TERMS[loss])
+    if option not in fields:
+        return f"unknown field loss.terms.{index}.{option} of {loss}: {nearest(str(option), fields)}"
+    return f"loss.terms.{index}.{option} is {given!r}: {fields[option]}"

@@ -313,12 +313,42 @@ def named_recipe(name: str) -> Recipe:
         "backbone": backbone | sections.get("backbone", {}),
     }
     recipe = validate_recipe(values, source=name)
-    if not changes:
-        return recipe
+    return change_recipe(recipe, changes, source=name) if changes else recipe
+
+
+def change_recipe(recipe: Recipe, changes: Mapping[str, Any], *, source: str) -> Recipe:
+    """Return a recipe with other values in some fields, and nothing that follows from them.
+
+    Args:
+        recipe: What is changed.
+        changes: Dotted fields and their values.
+        source: Names it in errors.
+
+    Raises:
+        RecipeError: For a value that its field cannot have, or that does not go with others.
+
+    Example:
+        >>> change_recipe(named_recipe("demo"), {"ema.decay": 0.99}, source="demo").ema.decay
+        0.99
+    """
     values = recipe.model_dump(mode="json")
     for field, value in changes.items():
         _assign(values, field, value)
-    return validate_recipe(values, source=name)
+    return validate_recipe(values, source=source)
+
+
+def shorten_recipe(recipe: Recipe, max_steps: int, *, source: str) -> Recipe:
+    """Return a recipe of another length, its warm-up cut in proportion.
+
+    Raises:
+        RecipeError: For a length below 1.
+
+    Example:
+        >>> shorten_recipe(named_recipe("demo"), 75, source="demo").schedule.warmup_steps
+        6
+    """
+    changes = {"schedule.max_steps": max_steps, "schedule.warmup_steps": _shortened_warmup(recipe, max_steps)}
+    return change_recipe(recipe, changes, source=source)
 
 
 def custom_recipe(name: str, spec: DatasetSpec, *, facts: DatasetFacts) -> Recipe:

@@ -40,14 +40,14 @@ def test_every_path_in_the_readme_exists():
 def test_every_source_file_has_its_line():
     short = ("ade20k", "cityscapes", "camvid", "timm", "mmseg", "ssseg", "encoding", "ours")
     listed = README + "".join(f"{name}.py" for name in short)
-    folders = ("ops", "core", "heads", "prepare", "verify")
+    folders = ("ops", "core", "heads", "prepare", "verify", "losses", "optim")
     for path in (ROOT / "src" / "nestseg").rglob("*.py"):
         if path.stem.startswith("__") or path.stem == "version" or path.parent.name in folders:
             continue
         assert path.name in listed, f"{path.name} has no line in README.md"
 
 
-@pytest.mark.parametrize("verb", ["recipes", "train", "evaluate", "predict", "data", "weights", "demo"])
+@pytest.mark.parametrize("verb", ["recipes", "train", "tune", "runs", "evaluate", "predict", "data", "weights", "demo"])
 def test_every_verb_and_option_of_the_readme_exists(verb):
     lines = [line for line in README.splitlines() if line.startswith(f"nestseg {verb}")]
     assert lines

@@ -14,6 +14,8 @@ from PIL import Image
 import nestseg
 from nestseg.cli import main
 from nestseg.core.errors import NestsegError, RunError
+from nestseg.core.types import Batch
+from nestseg.engine.step import Stepper
 from nestseg.engine.train import train
 from nestseg.recipe import Recipe
 from nestseg.recipes import resolve_recipe
@@ -165,22 +167,17 @@ def test_resumed_run_ends_with_the_same_bits(finished_run, tmp_path, monkeypatch
     class Killed(Exception):  # noqa: N818 - it stands for no error
         """Stands for the process's end after step 5, with the newest checkpoint at step 3."""
 
-    from nestseg.engine import train as module
+    real_step = Stepper.step
 
-    steps = 0
-
-    def step_until_killed(*arguments: object, **options: object) -> object:
-        nonlocal steps
-        steps += 1
-        if steps == 6:
+    def step_until_killed(self: Stepper, batch: Batch, *, step: int, lr: float) -> object:
+        if step == 6:
             raise Killed
-        return real_step(*arguments, **options)
+        return real_step(self, batch, step=step, lr=lr)
 
-    real_step = module.train_step
-    monkeypatch.setattr(module, "train_step", step_until_killed)
+    monkeypatch.setattr(Stepper, "step", step_until_killed)
     with pytest.raises(Killed):
         train(recipe, None, run=run, device="cpu")
-    monkeypatch.setattr(module, "train_step", real_step)
+    monkeypatch.undo()
     assert not (run / "model.safetensors").exists()
     train(recipe, None, run=run, device="cpu", resume=True)
     assert fingerprint(run) == fingerprint(finished_run)
@@ -221,7 +218,7 @@ def test_what_cannot_be_trained_is_refused_before_the_folder_is_claimed(tmp_path
 
 
 def test_loss_that_is_not_finite_stops_before_a_checkpoint(tmp_path):
-    recipe = resolve_recipe("demo", [*TINY, "optimizer.lr=1e9", "schedule.max_steps=6"])
+    recipe = resolve_recipe("demo", [*TINY, "optimizer.lr=1e9", "schedule.max_steps=6", "guard.max_bad_steps=2"])
     with pytest.raises(RunError, match=r"E-RUN-020 .* fix: lower optimizer\.lr"):
         train(recipe, None, run=tmp_path / "run", device="cpu")
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000000"]

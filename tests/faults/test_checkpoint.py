@@ -22,9 +22,13 @@ from nestseg.recipes import named_recipe
 
 def save(run, step: int, *, keep: int = 3) -> None:
     model = {"weight": torch.full((3, 2), float(step))}
-    state = {"optimizer": {"momentum": torch.ones(2) * step}, "best_mean_iou": step / 100}
+    state = {
+        **dict.fromkeys(("generators", "scores", "evaluation_pending", "average", "guard", "scaler", "bad_samples")),
+        "optimizer": {"momentum": torch.ones(2) * step},
+        "best_mean_iou": step / 100,
+    }
     metadata = describe_model(named_recipe("fcn_resnest14-d16_voc"), step=step)
-    save_checkpoint(run, model, state=state, metadata=metadata, keep=keep)
+    save_checkpoint(run, model, state=state, metadata=metadata, environment={}, keep=keep)
 
 
 def test_newest_is_read_back_as_it_was(tmp_path):

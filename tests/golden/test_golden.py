@@ -28,14 +28,13 @@ import numpy as np
 import pytest
 import torch
 
-from nestseg.build import build_model, build_optimizer, build_transform
+from nestseg.build import build_model, build_transform
 from nestseg.core.taxonomy import Taxonomy
 from nestseg.core.types import IGNORE_INDEX, Batch, Sample
 from nestseg.data.dataset import SegmentationDataset
 from nestseg.data.loader import BatchPlan, training_batches
+from nestseg.engine.job import build_stepper, scheduled_lr
 from nestseg.engine.launch import launch
-from nestseg.engine.step import train_step
-from nestseg.engine.train import scheduled_lr
 from nestseg.recipe import Recipe
 from nestseg.recipes import resolve_recipe
 
@@ -113,19 +112,11 @@ def run_steps() -> dict[str, list[float]]:
         segmenter = build_model(recipe)
     finally:
         torch.set_default_dtype(torch.float32)
-    model, optimizer = fabric.setup(segmenter, build_optimizer(recipe, segmenter))
-    model.train()
+    stepper = build_stepper(fabric, recipe, segmenter)
+    stepper.model.train()
     losses: dict[str, list[float]] = {"loss": [], "auxiliary_loss": []}
     for step, batch in enumerate(draw_batches(recipe)):
-        terms = train_step(
-            fabric,
-            model,
-            optimizer,
-            batch=batch,
-            lr=scheduled_lr(recipe, step=step),
-            auxiliary_weight=recipe.auxiliary_head.loss_weight,
-            align_corners=recipe.head.align_corners,
-        )
+        terms = stepper.step(batch, step=step + 1, lr=scheduled_lr(recipe, step=step))
         assert terms.auxiliary is not None
         losses["loss"].append(terms.total.item())
         losses["auxiliary_loss"].append(terms.auxiliary.item())

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nestseg.core.types import SegLogits
-from nestseg.losses.cross_entropy import segmentation_loss
+from nestseg.losses.criterion import LOSSES, Criterion
 from nestseg.ops.upsample_cross_entropy import upsample_cross_entropy
 
 
@@ -38,11 +38,15 @@ def _batches(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
     return logits.requires_grad_(), target.byte()
 
 
-@given(_batches())
-@settings(deadline=None, max_examples=50)
-def test_loss_and_gradient_are_finite_and_the_loss_is_never_negative(batch: tuple[Tensor, Tensor]) -> None:
+all_losses = pytest.mark.parametrize("name", LOSSES)
+
+
+@all_losses
+@given(batch=_batches())
+@settings(deadline=None, max_examples=30)
+def test_loss_and_gradient_are_finite_and_the_loss_is_never_negative(name: str, batch: tuple[Tensor, Tensor]) -> None:
     logits, target = batch
-    loss = upsample_cross_entropy(logits, target)
+    loss = LOSSES[name](logits, target)
     (gradient,) = torch.autograd.grad(loss, logits)
     assert 0 <= loss.item() < float("inf")
     assert gradient.isfinite().all()
@@ -51,18 +55,88 @@ def test_loss_and_gradient_are_finite_and_the_loss_is_never_negative(batch: tupl
         assert (gradient == 0).all()
 
 
-@given(_batches())
-@settings(deadline=None, max_examples=50)
-def test_loss_ignores_logits_at_ignored_pixels(batch: tuple[Tensor, Tensor]) -> None:
+@all_losses
+@given(batch=_batches())
+@settings(deadline=None, max_examples=30)
+def test_loss_and_gradient_of_single_precision_are_finite_too(name: str, batch: tuple[Tensor, Tensor]) -> None:
+    logits, target = batch[0].detach().float().requires_grad_(), batch[1]
+    loss = LOSSES[name](logits, target)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert 0 <= loss.item() < float("inf")
+    assert gradient.isfinite().all()
+
+
+@all_losses
+@given(batch=_batches())
+@settings(deadline=None, max_examples=30)
+def test_loss_ignores_logits_at_ignored_pixels(name: str, batch: tuple[Tensor, Tensor]) -> None:
     logits, target = batch
     full = torch.nn.functional.interpolate(logits.detach(), size=target.shape[1:], mode="bilinear")
     full.requires_grad_()
-    loss = upsample_cross_entropy(full, target)
+    loss = LOSSES[name](full, target)
     (gradient,) = torch.autograd.grad(loss, full)
     ignored = (target == 255)[:, None]
     noise = torch.randn(full.shape, generator=torch.Generator().manual_seed(0), dtype=full.dtype)
-    assert torch.equal(upsample_cross_entropy(torch.where(ignored, 1e3 * noise, full), target), loss)
+    assert torch.equal(LOSSES[name](torch.where(ignored, 1e3 * noise, full), target), loss)
     assert (gradient.masked_select(ignored) == 0).all()
+
+
+@pytest.mark.parametrize("name", sorted(set(LOSSES) - {"boundary"}))
+@given(batch=_batches(), seed=st.integers(0, 2**32))
+@settings(deadline=None, max_examples=30)
+def test_loss_does_not_see_where_a_pixel_lies(name: str, batch: tuple[Tensor, Tensor], seed: int) -> None:
+    logits, target = batch
+    full = torch.nn.functional.interpolate(logits.detach(), size=target.shape[1:], mode="bilinear")
+    pixels = torch.randperm(target.numel(), generator=torch.Generator().manual_seed(seed))
+    rows = full.movedim(1, -1).reshape(-1, full.shape[1])[pixels]
+    shuffled = rows.T[None, :, None]
+    loss = LOSSES[name](full, target).item()
+    assert abs(LOSSES[name](shuffled, target.flatten()[pixels][None, None]).item() - loss) <= 1e-9 * max(1.0, loss)
+
+
+@all_losses
+@given(batch=_batches(), seed=st.integers(0, 2**32))
+@settings(deadline=None, max_examples=30)
+def test_loss_does_not_care_how_classes_are_numbered(name: str, batch: tuple[Tensor, Tensor], seed: int) -> None:
+    logits, target = batch
+    numbers = torch.randperm(logits.shape[1], generator=torch.Generator().manual_seed(seed))
+    renumbered = torch.where(target == 255, 255, numbers.argsort()[torch.where(target == 255, 0, target).long()])
+    loss = LOSSES[name](logits, target).item()
+    assert abs(LOSSES[name](logits[:, numbers], renumbered).item() - loss) <= 1e-9 * max(1.0, loss)
+
+
+@all_losses
+@given(batch=_batches(), sure=st.sampled_from([50.0, 1e3]))
+@settings(deadline=None, max_examples=30)
+def test_loss_of_a_perfect_prediction_is_all_but_zero(name: str, batch: tuple[Tensor, Tensor], sure: float) -> None:
+    logits, target = batch
+    truth = torch.where(target == 255, 0, target).long()
+    perfect = sure * torch.nn.functional.one_hot(truth, logits.shape[1]).movedim(-1, 1).double()
+    assert 0 <= LOSSES[name](perfect, target).item() < 1e-12
+
+
+@pytest.mark.parametrize("name", ["dice", "tversky", "lovasz"])
+@given(batch=_batches())
+@settings(deadline=None, max_examples=30)
+def test_overlap_losses_are_at_most_one(name: str, batch: tuple[Tensor, Tensor]) -> None:
+    assert LOSSES[name](*batch).item() <= 1 + 1e-12
+
+
+@given(_batches(), st.floats(0.01, 1), st.floats(0.01, 1))
+@settings(deadline=None, max_examples=50)
+def test_hard_pixels_lose_at_least_as_much_as_all(
+    batch: tuple[Tensor, Tensor], threshold: float, min_share: float
+) -> None:
+    hard = LOSSES["ohem"](*batch, threshold=threshold, min_share=min_share).item()
+    loss = upsample_cross_entropy(*batch).item()
+    assert hard >= loss - 1e-9 * max(1.0, loss)
+
+
+@given(_batches(), st.floats(0, 5))
+@settings(deadline=None, max_examples=50)
+def test_focal_loss_is_at_most_cross_entropy(batch: tuple[Tensor, Tensor], gamma: float) -> None:
+    loss = upsample_cross_entropy(*batch).item()
+    assert LOSSES["focal"](*batch, gamma=gamma).item() <= loss + 1e-9 * max(1.0, loss)
 
 
 @given(_batches())
@@ -90,7 +164,7 @@ def test_loss_does_not_change_when_all_classes_get_the_same_bonus(batch: tuple[T
 @settings(deadline=None, max_examples=50)
 def test_total_loss_grows_linearly_with_the_auxiliary_weight(batch: tuple[Tensor, Tensor], weight: float) -> None:
     logits, target = batch
-    terms = segmentation_loss(SegLogits(logits, -logits), target, auxiliary_weight=weight)
+    terms = Criterion(auxiliary_weight=weight)(SegLogits(logits, -logits), target)
     assert terms.auxiliary is not None
     expected = terms.main.item() + weight * terms.auxiliary.item()
     assert abs(terms.total.item() - expected) <= 1e-12 * max(1.0, expected)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from nestseg.core.types import SegLogits
-from nestseg.losses.cross_entropy import segmentation_loss
+from nestseg.losses.criterion import Criterion
 from nestseg.ops.upsample_cross_entropy import sum_weights, upsample_cross_entropy
 
 
@@ -87,7 +87,7 @@ def test_wrong_number_of_weights_is_refused():
 def test_both_heads_are_weighed():
     logits, target, weights = draw_batch(5)
     auxiliary = -logits[:, :, :3, :3]
-    terms = segmentation_loss(SegLogits(logits, auxiliary), target, class_weights=weights)
+    terms = Criterion(class_weights=weights)(SegLogits(logits, auxiliary), target)
     assert terms.auxiliary is not None
     assert torch.equal(terms.main, upsample_cross_entropy(logits, target, class_weights=weights))
     assert torch.equal(terms.auxiliary, upsample_cross_entropy(auxiliary, target, class_weights=weights))

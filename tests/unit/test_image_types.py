@@ -476,6 +476,8 @@ def test_the_whole_augmentation_keeps_channels_type_and_alignment(channels, dtyp
 @pytest.mark.parametrize(("channels", "dtype"), [(4, "uint8"), (1, "uint16"), (6, "float32")])
 def test_a_network_learns_and_predicts_from_pictures_of_its_kind(channels, dtype):
     class Set:
+        taxonomy = Taxonomy(name="mosaic", classes=("a", "b", "c"), palette=((0, 0, 0),) * 3)
+
         def __len__(self):
             return 6
 

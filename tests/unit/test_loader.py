@@ -10,12 +10,15 @@ import pytest
 import torch
 
 from nestseg.core.errors import DataError
+from nestseg.core.taxonomy import Taxonomy
 from nestseg.core.types import Sample
 from nestseg.data.loader import BatchPlan, Draw, SmallDatasetWarning, collate, training_batches
 
 
 class Numbered:
     """A data set whose images are filled with their own index."""
+
+    taxonomy = Taxonomy(name="numbered", classes=("a", "b"), palette=((0, 0, 0), (9, 9, 9)))
 
     def __init__(self, size: int, bad: int | None = None) -> None:
         self.size, self.bad = size, bad
@@ -99,6 +102,36 @@ def test_error_of_the_augmentation_names_the_sample(num_workers):
     name = f"sample {plan.draws(0)[0].sample_index}"
     with pytest.raises(DataError, match=rf"E-DATA-060 \| {name} \| too long"):
         list(training_batches(Numbered(4), refuse, plan=plan, start=0, stop=1, num_workers=num_workers))
+
+
+def test_split_without_images_is_refused_and_one_image_is_enough():  # T22
+    with pytest.raises(DataError, match=r"E-DATA-071 \| no images to train on"):
+        BatchPlan(num_samples=0, batch_size=4, seed=0)
+    plan = BatchPlan(num_samples=1, batch_size=3, seed=0)
+    with pytest.warns(SmallDatasetWarning, match="1 training images are fewer"):
+        (first, second) = read_all(plan, start=0, stop=2)
+    assert first.sample_index.tolist() == second.sample_index.tolist() == [0, 0, 0]
+    assert len({image.numpy().tobytes() for image in [*first.image, *second.image]}) == 6
+
+
+def test_substitutes_are_other_images_drawn_by_seed_draw_and_attempt():
+    drawn = {
+        (seed, draw, attempt): draw.substitute(seed, attempt=attempt, num_samples=50)
+        for seed in (0, 1)
+        for draw in (Draw(0, 7), Draw(1, 7), Draw(0, 8), Draw(0, 7, 1))
+        for attempt in range(1, 30)
+    }
+    assert len({other.sample_index for other in drawn.values()}) == 50
+    for (seed, draw, attempt), other in drawn.items():
+        assert other == draw.substitute(seed, attempt=attempt, num_samples=50)
+        assert other.epoch == draw.epoch
+        assert other.sample_index != draw.sample_index
+    for one in ("seed", "draw"):
+        lists = {}
+        for (seed, draw, _), other in drawn.items():
+            lists.setdefault((seed, Draw(0, 7)) if one == "seed" else (0, draw), []).append(other.sample_index)
+        assert len(set(map(tuple, lists.values()))) == len(lists)
+    assert {Draw(0, 1).substitute(0, attempt=attempt, num_samples=2).sample_index for attempt in range(1, 9)} == {0}
 
 
 def test_batch_that_ranks_cannot_share_is_refused():

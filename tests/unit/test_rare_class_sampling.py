@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from nestseg.core.errors import DataError
+from nestseg.core.taxonomy import Taxonomy
 from nestseg.core.types import Sample
 from nestseg.data.counts import SplitCounts
 from nestseg.data.loader import BatchPlan, Draw, RareClassSampling, read_draw, training_batches
@@ -36,6 +37,8 @@ IMAGES = [{0: 9000, 1: 1000}, {0: 10000}, {0: 9990, 3: 10}, {0: 7000, 1: 3000}, 
 
 class Painted:
     """A data set whose pictures are filled with their index, and whose labels hold what `IMAGES` says."""
+
+    taxonomy = Taxonomy(name="painted", classes=("a", "b", "c", "d"), palette=((0, 0, 0),) * 4)
 
     def __len__(self) -> int:
         return len(IMAGES)

@@ -46,10 +46,17 @@ def replaced_file(path: Path) -> Iterator[Path]:
 
 
 def sync_file(path: Path) -> None:
-    """Flush a file or folder to the disk, so that a power cut after this call cannot lose it."""
+    """Flush a file or folder to the disk, so that a power cut after this call cannot lose it.
+
+    Raises:
+        OSError: If it cannot be flushed; it names the path.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         os.close(descriptor)
 

@@ -3,31 +3,44 @@
 The order of an epoch is a function of (seed, epoch), the augmentation of a sample one of (seed, epoch, index). So any
 number of workers, any number of ranks and any restart see the same samples, and a run resumes in the middle of an
 epoch by asking for the next step's batch: nothing is replayed. Rare-class sampling draws images with replacement, by
-the same generators; an image that an epoch draws again is augmented by (seed, epoch, index, repeat).
+the same generators; an image that an epoch draws again is augmented by (seed, epoch, index, repeat). What stands in for
+a sample that cannot be read is drawn by (seed, epoch, index, repeat, attempt).
+
+What goes wrong is told with the name of the sample. Errors of data keep their class and code. OSError and MemoryError,
+which the machine makes, become a `DataError`. Any other exception is a bug, of an augmentation or of ours: it keeps its
+type and traceback, and a note says which sample it was.
 """
 
 from __future__ import annotations
 
-import signal
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader
 
-from nestseg.core.errors import DataError, NestsegError
-from nestseg.core.types import Batch, Sample
+from nestseg.core.errors import DataError, NestsegError, PackError
+from nestseg.core.types import IGNORE_INDEX, Batch, Sample
 from nestseg.data.counts import SplitCounts
-from nestseg.data.dataset import SegmentationDataset
+from nestseg.data.custom import CustomDataset
+from nestseg.data.dataset import FileDataset, Pair, SegmentationDataset
 from nestseg.data.packed import read_for_crop
 from nestseg.data.transforms import sample_generator
+from nestseg.data.workers import OnSample, read_ahead
 
 Transform = Callable[[Sample, np.random.Generator], Sample]
+
+OnReplaced = Callable[[str, NestsegError], None]
+"""Called with the name of a sample that cannot be read, and why; once a sample."""
+
+_MACHINE = "E-DATA-079"  # an error of the machine: nothing says that the sample is bad
+_ATTEMPTS = 10  # to replace one sample
+_SHOWN = 20
 
 
 class SmallDatasetWarning(UserWarning):
@@ -50,6 +63,18 @@ class Draw(NamedTuple):
             return sample_generator(seed, self.epoch, self.sample_index)
         key = (self.epoch, self.sample_index, self.repeat)
         return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+
+    def substitute(self, seed: int, *, attempt: int, num_samples: int) -> Draw:
+        """Draw another image to stand in for this one.
+
+        Args:
+            seed: The recipe's seed.
+            attempt: From 1; the image that an attempt draws may be as bad.
+            num_samples: Size of the data set, at least 2.
+        """
+        key = (self.epoch, self.sample_index, self.repeat, attempt)
+        other = int(np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key)).integers(num_samples - 1))
+        return Draw(self.epoch, other + (other >= self.sample_index))
 
 
 class EpochOrder(NamedTuple):
@@ -187,6 +212,9 @@ class BatchPlan:
         seed: The recipe's seed.
         sampling: Rare-class sampling; None visits every image once an epoch.
 
+    Raises:
+        DataError: E-DATA-071, if there is no image.
+
     Example:
         >>> plan = BatchPlan(num_samples=10, batch_size=4, seed=0)
         >>> plan.steps_per_epoch
@@ -199,6 +227,10 @@ class BatchPlan:
     batch_size: int
     seed: int
     sampling: RareClassSampling | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 1:
+            raise DataError("E-DATA-071", "no images to train on", fix="choose another split, or another data set")
 
     @property
     def steps_per_epoch(self) -> int:
@@ -246,79 +278,158 @@ def read_draw(dataset: SegmentationDataset, transform: Transform, *, plan: Batch
     crop shows enough of the class, at most ``plan.sampling.tries`` times; then the crop that shows most of it is taken.
 
     Raises:
-        DataError: See `SegmentationDataset.read`.
+        DataError: See `SegmentationDataset.read`; E-DATA-078 for labels that are no class, which no loss would survive.
     """
     sample = read_for_crop(dataset, draw.sample_index)
     rng = draw.generator(plan.seed)
     best = transform(sample, rng)
-    if plan.sampling is None or draw.wanted_class is None:
-        return best
-    shown = np.count_nonzero(best.target == draw.wanted_class)
-    there = np.count_nonzero(sample.target == draw.wanted_class)
-    enough = min(plan.sampling.min_pixels, int(there), best.target.size) / 2
-    for _ in range(plan.sampling.tries - 1):
-        if shown >= enough:
-            break
-        again = transform(sample, rng)
-        if (more := np.count_nonzero(again.target == draw.wanted_class)) > shown:
-            best, shown = again, more
+    if plan.sampling is not None and draw.wanted_class is not None:
+        shown = np.count_nonzero(best.target == draw.wanted_class)
+        there = np.count_nonzero(sample.target == draw.wanted_class)
+        enough = min(plan.sampling.min_pixels, int(there), best.target.size) / 2
+        for _ in range(plan.sampling.tries - 1):
+            if shown >= enough:
+                break
+            again = transform(sample, rng)
+            if (more := np.count_nonzero(again.target == draw.wanted_class)) > shown:
+                best, shown = again, more
+    _check_labels(best.target, dataset.taxonomy.num_classes)
     return best
 
 
+def _check_labels(target: NDArray[np.uint8], num_classes: int) -> None:
+    # plus one, 255 becomes 0 and one comparison is enough: a tenth of the time of looking for each allowed id
+    if int((target + np.uint8(1)).max()) <= num_classes:
+        return
+    wrong = [str(value) for value in np.unique(target) if num_classes <= value != IGNORE_INDEX]
+    raise DataError(
+        "E-DATA-078",
+        f"train id {', '.join(wrong[:10])} after augmentation; allowed: 0-{num_classes - 1} or {IGNORE_INDEX}",
+        fix="check the label map with nestseg data verify; if it is right, drop the augmentation that changes it",
+    )
+
+
+class _Read(NamedTuple):
+    """What a step gives."""
+
+    batch: Batch
+    replaced: tuple[tuple[str, NestsegError], ...]
+    """Names of samples that others stand in for, and why."""
+
+
 @dataclass(frozen=True, slots=True)
-class _StepDraws:
-    """The batch sampler: this rank's share of the draws of steps start..stop."""
-
-    plan: BatchPlan
-    start: int
-    stop: int
-    rank: int
-    world_size: int
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        share = self.plan.share(self.world_size)
-        for step in range(self.start, self.stop):
-            yield self.plan.draws(step)[self.rank * share : (self.rank + 1) * share]
-
-
-@dataclass(frozen=True, slots=True)
-class _AugmentedSamples:
-    """The map-style data set that the workers read: a draw in, an augmented sample out."""
+class _StepReader:
+    """Reads this rank's share of a step; workers get a copy."""
 
     dataset: SegmentationDataset
     transform: Transform
     plan: BatchPlan
+    rank: int
+    world_size: int
+    replaces: bool
+    """Whether a sample that cannot be read is replaced."""
 
-    def __len__(self) -> int:
-        return len(self.dataset)
+    def __call__(self, step: int, on_sample: OnSample) -> _Read:
+        items: list[tuple[int, Sample]] = []
+        replaced: list[tuple[str, NestsegError]] = []
+        for place, draw in enumerate(self._draws(step)):
+            on_sample(place)
+            items.append(self._read_or_replace(draw, replaced))
+        return _Read(collate(items), tuple(replaced))
 
-    def __getitem__(self, draw: Draw) -> tuple[int, Sample] | NestsegError:
-        # torch rebuilds a worker's exception from its text alone and would lose what ours carry
+    def name_samples(self, step: int) -> list[str]:
+        return [_locate(self.dataset, draw.sample_index) for draw in self._draws(step)]
+
+    def _draws(self, step: int) -> list[Draw]:
+        share = self.plan.share(self.world_size)
+        return self.plan.draws(step)[self.rank * share : (self.rank + 1) * share]
+
+    def _read_or_replace(self, draw: Draw, replaced: list[tuple[str, NestsegError]]) -> tuple[int, Sample]:
+        num_samples = self.plan.num_samples
+        if not self.replaces or num_samples == 1:
+            return draw.sample_index, self._read(draw)
+        bad: list[tuple[str, NestsegError]] = []
+        one = draw
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                sample = self._read(one)
+            except DataError as error:
+                if error.code == _MACHINE:
+                    raise
+                bad.append((self._name_culprit(error), error))
+                one = draw.substitute(self.plan.seed, attempt=attempt, num_samples=num_samples)
+            else:
+                replaced += bad
+                return one.sample_index, sample
+        raise _too_many(dict(bad), f"{_ATTEMPTS} samples in a row cannot be read")
+
+    def _read(self, draw: Draw) -> Sample:
+        """Read a sample; whatever goes wrong says which one it was."""
         try:
-            return draw.sample_index, read_draw(self.dataset, self.transform, plan=self.plan, draw=draw)
+            return read_draw(self.dataset, self.transform, plan=self.plan, draw=draw)
         except NestsegError as error:
-            return error.at(self.dataset.name(draw.sample_index))
+            if error.path is not None:
+                raise
+            raise error.at(_locate(self.dataset, draw.sample_index)) from error
+        except (OSError, MemoryError) as error:
+            raise DataError(
+                _MACHINE,
+                f"{type(error).__name__}: {error}",
+                fix="for MemoryError lower data.num_workers or data.batch_size; else check the disk and its connection",
+                path=_locate(self.dataset, draw.sample_index),
+            ) from error
+        except Exception as error:
+            error.add_note(
+                f"with sample {_locate(self.dataset, draw.sample_index)} "
+                f"(seed {self.plan.seed}, epoch {draw.epoch}, index {draw.sample_index})"
+            )
+            raise
+
+    def _name_culprit(self, error: DataError) -> str:
+        """Name the sample that is bad: the one drawn, or the one that its augmentation mixes with it."""
+        where = str(error.path)
+        for pair in _find_pairs(self.dataset):
+            if where in {str(pair.image), str(pair.label)}:
+                return pair.name
+        # the path of a packed sample is that of a file of many; the reason names the sample
+        return f"{where}: {error.reason}" if isinstance(error, PackError) else where
 
 
-def collate(items: Sequence[tuple[int, Sample] | NestsegError]) -> Batch | NestsegError:
-    """Stack samples of one size into a `Batch`; an error among them takes their place."""
-    for item in items:
-        if isinstance(item, NestsegError):
-            return item
-    pairs = [item for item in items if not isinstance(item, NestsegError)]
-    height, width, channels = pairs[0][1].image.shape
-    images = np.empty_like(pairs[0][1].image, shape=(len(pairs), channels, height, width))
-    for planes, (_, sample) in zip(images, pairs, strict=True):
+def _find_pairs(dataset: SegmentationDataset) -> tuple[Pair, ...]:
+    """Return the files of every sample; none where a sample is not two files of its own."""
+    pairs = dataset.pairs if isinstance(dataset, FileDataset | CustomDataset) else ()
+    return pairs if len(pairs) == len(dataset) else ()
+
+
+def _locate(dataset: SegmentationDataset, index: int) -> str:
+    """Return the picture's path if each sample has a file of its own, else the sample's name."""
+    pairs = _find_pairs(dataset)
+    return str(pairs[index].image) if pairs else dataset.name(index)
+
+
+def _too_many(bad: Mapping[str, NestsegError | None], reason: str) -> DataError:
+    lines = [f"  {name}" if error is None else f"  {name}: {error}" for name, error in bad.items()]
+    more = [f"  and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+    return DataError(
+        "E-DATA-077",
+        reason,
+        fix="mend them or take them out of the split; nestseg data verify finds all of them",
+        table=[*lines[:_SHOWN], *more],
+    )
+
+
+def collate(items: Sequence[tuple[int, Sample]]) -> Batch:
+    """Stack samples of one size, with their places in the data set, into a `Batch`."""
+    height, width, channels = items[0][1].image.shape
+    images = np.empty_like(items[0][1].image, shape=(len(items), channels, height, width))
+    for planes, (_, sample) in zip(images, items, strict=True):
         if sample.image.shape != (height, width, channels):
             raise ValueError(f"samples of {(height, width, channels)} and {sample.image.shape} in one batch")
         cv2.split(sample.image, list(planes))  # a fifth of the time of stacking and permuting
     return Batch(
         image=torch.from_numpy(images),
-        target=torch.from_numpy(np.stack([sample.target for _, sample in pairs])),
-        sample_index=torch.tensor([index for index, _ in pairs]),
+        target=torch.from_numpy(np.stack([sample.target for _, sample in items])),
+        sample_index=torch.tensor([index for index, _ in items]),
     )
 
 
@@ -333,8 +444,18 @@ def training_batches(
     rank: int = 0,
     world_size: int = 1,
     pin_memory: bool = False,
-) -> Iterator[Batch]:
+    timeout: float = 300.0,
+    bad_samples: Literal["stop", "skip"] = "stop",
+    known_bad: Collection[str] = (),
+    on_replaced: OnReplaced = lambda name, error: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Generator[Batch, None, None]:
     """Yield this rank's batches of the steps ``start`` to ``stop`` - 1.
+
+    Each worker reads two batches ahead, so up to ``2 * num_workers`` of them lie in memory besides the one in use.
+    Close the generator when training ends before ``stop``: this kills the workers, whatever they are doing.
+
+    A worker that dies is replaced once a step, and reads the same samples again.
 
     Args:
         dataset: What is read.
@@ -346,16 +467,30 @@ def training_batches(
         rank: This process's place among ``world_size``.
         world_size: Number of processes that share a batch; must divide ``plan.batch_size``.
         pin_memory: Whether batches lie in page-locked memory, for faster copies to a GPU.
+        timeout: Seconds that a batch may be waited for. Without workers a read that hangs is this process's own and
+            cannot time out.
+        bad_samples: What a sample does that cannot be read, or that cannot be what the network needs: ``"stop"`` is
+            the error; ``"skip"`` puts another one in its place, drawn by `Draw.substitute`, so that the batch depends
+            on the data, seed and step alone. Where several samples are mixed, the one that is bad is counted and the
+            whole mixture replaced. More than one bad sample in 1,000 stops the run, but one alone never does. Each
+            rank counts what it meets.
+        known_bad: Names of samples that were replaced before, in the run that is resumed.
+        on_replaced: Called in this process when a batch with a substitute is due, once for every bad sample, but for
+            those in ``known_bad``.
+        should_stop: Looked at while a worker is waited for; when it says so, there are no more batches.
 
     Yields:
         `Batch` of ``plan.batch_size // world_size`` samples.
 
     Raises:
         DataError: For an unreadable or wrong sample, with its path, from whichever worker met it; for a batch that the
-            ranks cannot share.
+            ranks cannot share. E-DATA-075: a worker died twice at a step; E-DATA-076: a batch did not come in time;
+            E-DATA-077: too many bad samples; E-DATA-079: an OSError or MemoryError.
+        Exception: Whatever an augmentation raises by mistake, with a note that names the sample.
 
     Warns:
         SmallDatasetWarning: If the data set is smaller than a batch.
+        WorkerWarning: If a worker died and was replaced.
     """
     plan.share(world_size)
     if len(dataset) < plan.batch_size:
@@ -368,23 +503,28 @@ def training_batches(
     # Here and not in the workers: OpenCV's pool does not survive a fork, and a child that resizes it waits for threads
     # that only the parent has. The pictures are small; processes, not threads, are what reads them in parallel.
     cv2.setNumThreads(1)
-    loader: DataLoader[Batch | NestsegError] = DataLoader(
-        _AugmentedSamples(dataset, transform, plan),  # type: ignore[arg-type]  # its key is a Draw
-        batch_sampler=_StepDraws(plan, start, stop, rank, world_size),
-        collate_fn=collate,
-        num_workers=num_workers,
-        worker_init_fn=_start_worker,
-        pin_memory=pin_memory,
-        # the loader draws a seed for its workers, which nothing here uses; it must not move the stream of dropout
-        generator=torch.Generator(),
-    )
-    for batch in loader:
-        if isinstance(batch, NestsegError):
-            raise batch
-        yield Batch(*batch)
-
-
-def _start_worker(worker: int) -> None:
-    # the parent decides when to stop: a signal to the whole group must not take the workers before its checkpoint
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    reader = _StepReader(dataset, transform, plan, rank, world_size, bad_samples == "skip")
+    steps = range(start, stop)
+    bad: dict[str, NestsegError | None] = dict.fromkeys(known_bad)
+    allowed = max(1, plan.num_samples // 1000)
+    with closing(
+        read_ahead(
+            reader,
+            steps=steps,
+            num_workers=num_workers,
+            timeout=timeout,
+            name_samples=reader.name_samples,
+            should_stop=should_stop,
+        )
+        if num_workers
+        else (reader(step, lambda place: None) for step in steps)
+    ) as reads:
+        for batch, replaced in reads:
+            for name, error in replaced:
+                if name in bad:
+                    continue
+                bad[name] = error
+                on_replaced(name, error)
+                if len(bad) > allowed:
+                    raise _too_many(bad, f"{len(bad)} of {plan.num_samples} samples cannot be read; allowed: {allowed}")
+            yield Batch(*(part.pin_memory() for part in batch)) if pin_memory else batch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 from nestseg.build import open_dataset_of, open_predictor
 from nestseg.core.disk import replaced_file, sha256_of
-from nestseg.core.dist import sum_over_ranks
+from nestseg.core.dist import num_ranks, sum_over_ranks
 from nestseg.core.errors import DataError
 from nestseg.core.image_io import preview_image, write_image
 from nestseg.core.types import AbsentRule
@@ -21,9 +22,14 @@ from nestseg.engine.launch import require_float32
 from nestseg.inference.predictor import Predictor
 from nestseg.metrics.confusion import ConfusionMatrix
 from nestseg.metrics.iou import SegmentationScores, compute_scores
+from nestseg.ops.upsample_cross_entropy import sum_weights, upsample_cross_entropy
 from nestseg.report.pictures import draw_comparison
 
 NUM_PICTURES = 8
+
+
+class EvaluationStopped(Exception):  # noqa: N818  # nothing went wrong
+    """An evaluation was asked to stop before its end; it has no result."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +57,8 @@ class Evaluation:
     base_size: tuple[int, int] | None
     logits_resizes: int
     absent_classes: AbsentRule
+    loss: float | None = None
+    """Mean cross-entropy over the labelled pixels, in nats; None if it was not asked for."""
     folder: Path | None = None
     """Where ``metrics.json`` and the pictures were written; None if nowhere."""
 
@@ -70,6 +78,8 @@ def evaluate(
     rank: int = 0,
     world_size: int = 1,
     pictures: Path | None = None,
+    with_loss: bool = False,
+    stop: Callable[[], bool] | None = None,
     on_image: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Predict and count a split, single scale, whole image.
@@ -82,9 +92,12 @@ def evaluate(
         rank: This process's place among ``world_size``, which share the images; counts are added up over all.
         world_size: Number of processes.
         pictures: Folder for comparisons of up to eight images spread over the split; None draws none.
+        with_loss: Also average the cross-entropy of the logits, upsampled straight to the label's size.
+        stop: Asked before each image, on all ranks equally often; True ends the evaluation.
         on_image: Called with (images done, images in all) on this rank.
 
     Raises:
+        EvaluationStopped: If ``stop`` says so.
         DataError: If the predictor's classes are not those of the data set, or an image or label cannot be read.
     """
     taxonomy = dataset.taxonomy
@@ -99,17 +112,32 @@ def evaluate(
     drawn = {round(place * (total - 1) / max(1, NUM_PICTURES - 1)) for place in range(NUM_PICTURES)}
     confusion = ConfusionMatrix(taxonomy.num_classes)
     mine = range(rank, total, world_size)
-    for done, index in enumerate(mine, start=1):
-        sample = dataset.read(index)
-        labels = predictor.predict(sample.image).labels
+    loss, num_pixels = 0.0, 0
+    for place in range(math.ceil(total / world_size)):
+        if stop is not None and stop():
+            raise EvaluationStopped
+        if place >= len(mine):
+            break
+        sample = dataset.read(mine[place])
+        logits = predictor.compute_logits(sample.image)
+        labels = predictor.label(logits, (sample.image.shape[0], sample.image.shape[1])).labels
         confusion.update(labels, sample.target)
-        if pictures is not None and index in drawn:
+        if with_loss:
+            target = torch.from_numpy(sample.target)[None].to(logits.device)
+            mean = upsample_cross_entropy(logits, target, align_corners=predictor.align_corners)
+            counted = int(sum_weights(target))
+            loss, num_pixels = loss + float(mean) * counted, num_pixels + counted
+        if pictures is not None and mine[place] in drawn:
             pictures.mkdir(parents=True, exist_ok=True)
             comparison = draw_comparison(preview_image(sample.image), sample.target, labels=labels, taxonomy=taxonomy)
-            write_image(pictures / f"{dataset.name(index)}.png", comparison)
+            write_image(pictures / f"{dataset.name(mine[place])}.png", comparison)
         if on_image is not None:
-            on_image(done, len(mine))
+            on_image(place + 1, len(mine))
     counts = sum_over_ranks(torch.from_numpy(confusion.counts).to(predictor.device)).cpu().numpy()
+    if num_ranks() > 1:
+        loss, num_pixels = sum_over_ranks(
+            torch.tensor([loss, num_pixels], dtype=torch.float64, device=predictor.device)
+        ).tolist()
     confusion = ConfusionMatrix.from_counts(counts)
     return Evaluation(
         dataset=taxonomy.name,
@@ -121,6 +149,7 @@ def evaluate(
         base_size=predictor.base_size,
         logits_resizes=predictor.logits_resizes,
         absent_classes=dataset.absent_classes,
+        loss=loss / max(1, num_pixels) if with_loss else None,
     )
 
 
@@ -213,6 +242,7 @@ def write_metrics(evaluation: Evaluation, folder: Path, *, context: Mapping[str,
         "pixel_accuracy": scores.pixel_accuracy,
         "mean_accuracy": scores.mean_accuracy,
         "num_classes_counted": scores.num_classes_counted,
+        "loss": evaluation.loss,
         "iou_per_class": dict(zip(evaluation.classes, scores.iou_per_class, strict=True)),
         "accuracy_per_class": dict(zip(evaluation.classes, scores.accuracy_per_class, strict=True)),
         "protocol": {

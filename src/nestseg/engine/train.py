@@ -6,50 +6,46 @@ A run folder holds ``recipe.yaml`` (resolved), ``log.jsonl``, ``checkpoints/``, 
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
-import numpy as np
-import torch
-from lightning_fabric import Fabric
-from torch import nn
-
-from nestseg.build import (
-    BEST_FILE,
-    build_dataset,
-    build_model,
-    build_optimizer,
-    build_plan,
-    build_predictor,
-    build_transform,
-    describe_model,
-    fill_class_weights,
-    initialise_model,
-    versions,
-)
+from nestseg.build import BEST_FILE, build_predictor, describe_model
 from nestseg.core.disk import replaced_file
-from nestseg.core.dist import copy_from_first_rank
-from nestseg.core.errors import RunError
-from nestseg.data.dataset import SegmentationDataset
-from nestseg.data.loader import BatchPlan, training_batches
-from nestseg.data.transforms import TrainTransform, sample_generator
-from nestseg.engine.checkpoint import load_latest, save_checkpoint
-from nestseg.engine.evaluate import evaluate, write_metrics
-from nestseg.engine.launch import launch
-from nestseg.engine.log import Meter, RunLog
-from nestseg.engine.step import train_step
-from nestseg.models.segmenter import Segmenter, count_parameters
-from nestseg.models.timm_backbone import convert_sync_batch_norm
-from nestseg.optim import poly_lr
+from nestseg.core.dist import copy_from_first_rank, gather_from_ranks, max_over_ranks
+from nestseg.core.errors import NestsegError, RunError, WeightsError
+from nestseg.data.loader import training_batches
+from nestseg.data.packed import PackedDataset
+from nestseg.engine.checkpoint import clean_up, list_checkpoints
+from nestseg.engine.determinism import use_deterministic_kernels
+from nestseg.engine.evaluate import Evaluation, EvaluationStopped, evaluate, write_metrics
+from nestseg.engine.job import Job, open_job, scheduled_lr
+from nestseg.engine.lock import RunLock
+from nestseg.engine.log import Meter, RunLog, describe_wait
+from nestseg.engine.memory import fit_accumulation, is_out_of_memory, out_of_memory_error
+from nestseg.engine.ranks import heartbeat, rank_errors
+from nestseg.engine.stop import RunPruned, RunStopped, StopRequest
+from nestseg.engine.trackers import check_trackers
+from nestseg.models.segmenter import count_parameters
 from nestseg.recipe import Recipe
-from nestseg.store.files import write_model_file
+from nestseg.store.files import read_model_file, write_model_file
 from nestseg.store.hub import MODEL_FILE
 from nestseg.store.metadata import Score
 
 RECIPE_FILE = "recipe.yaml"
+MAX_FAILED_SAVES = 3
+
+OnEvaluation = Callable[[int, float], bool]
+"""Hears of each evaluation, step and mean IoU; true gives the run up, unless it is at its end anyway."""
+
+
+class BadSampleWarning(UserWarning):
+    """A sample could not be read, and the recipe lets another take its place."""
 
 
 def train(
@@ -59,9 +55,17 @@ def train(
     run: Path,
     device: str = "auto",
     resume: bool = False,
+    accept_changes: bool = False,
+    strict_resume: bool = False,
+    allow_fresh: bool = False,
+    auto_accumulate: bool = False,
     notes: Sequence[str] = (),
+    on_evaluation: OnEvaluation | None = None,
 ) -> Path:
     """Train a recipe to its end.
+
+    SIGTERM, SIGINT and SIGUSR1 stop the run at a checkpoint after the step that is being taken; a second one ends the
+    process at once.
 
     Args:
         recipe: What to train. ``schedule.max_steps`` null is filled from the epochs and the number of images.
@@ -69,14 +73,21 @@ def train(
         run: The run folder; must not hold a run yet, unless it is resumed.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         resume: Continue the run in this folder from its newest good checkpoint. A finished run is left as it is.
+        accept_changes: With ``resume``: go on with this recipe even if the run's was another.
+        strict_resume: With ``resume``: refuse to go on under other conditions (versions, data, devices, threads).
+        allow_fresh: With ``resume``: start from the beginning where the folder has no checkpoint at all.
+        auto_accumulate: Raise ``compute.accumulate_steps`` until a step fits into memory.
         notes: Written into ``recipe.yaml`` as comments: why values are what they are.
+        on_evaluation: Called after each evaluation, before the checkpoint of that step, on every rank.
 
     Returns:
         The last model's file.
 
     Raises:
-        RunError: If the folder is taken, there is nothing to resume, the recipe is another than the run's, or the loss
-            is no longer finite.
+        RunStopped: If a signal asked for it; the checkpoint is written.
+        RunPruned: If ``on_evaluation`` asked for it.
+        RunError: If the folder is taken or locked, there is nothing to resume, the recipe is another than the run's,
+            numbers are not finite for too long, memory does not suffice, or checkpoints cannot be written.
         DataError: For wrong data, with the file; for a batch that the devices cannot share.
         RecipeError: For augmentation or a schedule that make no sense.
         ModelError: For a network that cannot be trained like this.
@@ -86,325 +97,372 @@ def train(
     Warns:
         BatchNormWarning: For two images a device with a branch pooled to one pixel.
         SmallDatasetWarning: If the data set is smaller than a batch.
+        ResumeWarning: If a run continues under other conditions.
     """
-    fabric = launch(device)
-    dataset = build_dataset(recipe, data_root, split=recipe.data.train_split)
-    # opened before the first step, so that a missing split is found now and not after hours
-    eval_set = build_dataset(recipe, data_root, split=recipe.data.eval_split) if recipe.evaluation.every_steps else None
-    plan = build_plan(recipe, dataset)
-    recipe = fill_class_weights(recipe, dataset)
-    recipe = fill_max_steps(recipe, steps_per_epoch=plan.steps_per_epoch)
-    torch.manual_seed(recipe.seed)
-    segmenter = build_model(recipe)
-    start = None if resume else initialise_model(segmenter, recipe)
-    if fabric.world_size > 1 and fabric.device.type == "cuda":
-        convert_sync_batch_norm(segmenter)
-    # all that can be refused is refused before the folder is claimed
-    segmenter.check_batch_size(plan.share(fabric.world_size))
-    transform = build_transform(recipe, dataset)
-    # one sample shows whether pictures are of the recipe's type
-    transform(dataset.read(0), sample_generator(recipe.seed, 0, 0))
-    plain_optimizer = build_optimizer(recipe, segmenter)
-    scheduled_lr(recipe, step=0)
-    if fabric.is_global_zero:
-        check_run(run, recipe, resume=resume)
-    fabric.barrier()
-    if resume and (run / MODEL_FILE).is_file():
-        return run / MODEL_FILE
-
-    model, optimizer = fabric.setup(segmenter, plain_optimizer)
-    # dropout draws from torch's generator, each rank from its own stream
-    torch.manual_seed(int(np.random.SeedSequence((recipe.seed, fabric.global_rank)).generate_state(1)[0]))
-    job = _Job(
-        fabric=fabric,
-        recipe=recipe,
-        folder=run,
-        segmenter=segmenter,
-        model=model,
-        optimizer=optimizer,
-        dataset=dataset,
-        transform=transform,
-        eval_set=eval_set,
-        plan=plan,
-    )
-    if resume:
-        job.restore()
-    else:
-        # the recipe comes after the checkpoint: a folder with a recipe can be resumed, one without can be used anew
-        job.save()
-        if fabric.is_global_zero:
-            with replaced_file(run / RECIPE_FILE) as temporary:
-                comments = "".join(f"# {note}\n" for note in notes)
-                temporary.write_text(comments + recipe.to_yaml(), encoding="utf-8")
-    with RunLog(
-        run if fabric.is_global_zero else None,
-        max_steps=job.max_steps,
-        start=job.step,
-        silent=not fabric.is_global_zero,
-    ) as log:
-        if start is not None:
-            log.record("init", step=0, description=start)
-            log.say(f"start: {start}")
-        job.run(log)
-    fabric.barrier()
+    resume = resume and not (allow_fresh and not _holds_run(run))
+    with ExitStack() as stack:
+        stop = stack.enter_context(StopRequest())
+        stack.enter_context(rank_errors())
+        check_trackers(recipe.log.trackers)
+        if recipe.compute.deterministic:
+            stack.enter_context(use_deterministic_kernels())
+        job = open_job(recipe, data_root, run=run, device=device, resume=resume)
+        if auto_accumulate:
+            fit_accumulation(job)
+        changes: list[str] = []
+        if job.fabric.is_global_zero:
+            if not resume:
+                run.mkdir(parents=True, exist_ok=True)
+            if run.is_dir():
+                stack.enter_context(RunLock(run))
+            changes = check_run(run, job.recipe, resume=resume, accept_changes=accept_changes, allow_fresh=allow_fresh)
+            clean_up(run)
+        job.fabric.barrier()
+        if resume and _is_finished(job):
+            return run / MODEL_FILE
+        if resume:
+            job.restore(strict=strict_resume)
+        else:
+            # the recipe comes after the checkpoint: a folder with a recipe can be resumed, one without be used anew
+            job.save()
+        if job.fabric.is_global_zero and (changes or not resume):
+            _write_recipe(run, job.recipe, notes)
+        log = stack.enter_context(_open_log(job))
+        if resume:
+            log.record("resume", step=job.step, changes=changes)
+        _train(job, log, stop, on_evaluation)
+        job.fabric.barrier()
     return run / MODEL_FILE
 
 
-def fill_max_steps(recipe: Recipe, *, steps_per_epoch: int) -> Recipe:
-    """Return the recipe with ``schedule.max_steps`` decided: as given, or from the epochs."""
-    if recipe.schedule.max_steps is not None:
-        return recipe
-    schedule = recipe.schedule.model_copy(update={"max_steps": recipe.schedule.epochs * steps_per_epoch})
-    return recipe.model_copy(update={"schedule": schedule})
+def _holds_run(run: Path) -> bool:
+    return (run / RECIPE_FILE).is_file() and bool(list_checkpoints(run))
 
 
-def scheduled_lr(recipe: Recipe, *, step: int) -> float:
-    """Return the learning rate of a step, from 0, of a recipe whose ``schedule.max_steps`` is filled.
-
-    Raises:
-        RecipeError: If the schedule makes no sense, see `poly_lr`.
-    """
-    schedule = recipe.schedule
-    assert schedule.max_steps is not None, "fill_max_steps comes first"
-    return poly_lr(
-        step,
-        lr=recipe.optimizer.lr,
-        min_lr=schedule.min_lr,
-        power=schedule.power,
-        max_steps=schedule.max_steps,
-        warmup_steps=schedule.warmup_steps,
-    )
+def _is_finished(job: Job) -> bool:
+    assert job.folder is not None, "a run that is trained has a folder"
+    try:
+        return read_model_file(job.folder / MODEL_FILE)[1].step == job.max_steps
+    except WeightsError:  # not there, or damaged: it will be written again
+        return False
 
 
-def check_run(run: Path, recipe: Recipe, *, resume: bool) -> None:
-    """Make a run folder and see that it is free, or that it holds the run to resume.
+def check_run(
+    run: Path, recipe: Recipe, *, resume: bool, accept_changes: bool = False, allow_fresh: bool = False
+) -> list[str]:
+    """See that a run folder is free, or that it holds the run to resume.
+
+    Args:
+        run: The run folder.
+        recipe: What is to be trained.
+        resume: Whether a run is to be continued.
+        accept_changes: Let the recipe be another than the run's.
+        allow_fresh: Take a folder with a recipe but without any checkpoint.
+
+    Returns:
+        What is another in this recipe than in the run's.
 
     Raises:
         RunError: If it is taken, holds no run to resume, or one of another recipe.
-        OSError: If it cannot be made.
     """
     file = run / RECIPE_FILE
     if not resume:
-        if file.exists():
+        if file.exists() and not (allow_fresh and not list_checkpoints(run)):
             raise RunError(
                 "E-RUN-004",
                 "already holds a run",
                 fix="continue it with --resume, or choose another folder",
                 path=run,
             )
-        run.mkdir(parents=True, exist_ok=True)
-        return
+        return []
     if not file.is_file():
-        raise RunError("E-RUN-005", f"no run to resume: {RECIPE_FILE} is missing", fix="leave out --resume", path=run)
-    saved = Recipe.read(file)
-    if saved != recipe:
-        changes = ", ".join(_differences(saved.model_dump(mode="json"), recipe.model_dump(mode="json")))
         raise RunError(
-            "E-RUN-006",
-            f"the run's recipe is another: {changes}",
-            fix=f"resume with the run's own recipe: nestseg train {file} --data ROOT --run {run} --resume",
+            "E-RUN-005",
+            f"no run to resume: {RECIPE_FILE} is missing",
+            fix="leave out --resume, or add --allow-fresh to begin where nothing was begun",
             path=run,
         )
+    saved = Recipe.read(file)
+    if saved == recipe:
+        return []
+    changes = list(_differences(saved.model_dump(mode="json"), recipe.model_dump(mode="json")))
+    if not accept_changes:
+        raise RunError(
+            "E-RUN-006",
+            f"the run's recipe is another: {', '.join(changes)}",
+            fix=f"resume with the run's own recipe: nestseg train {file} --data ROOT --run {run} --resume; or go on "
+            "with this one by --accept-changes",
+            path=run,
+        )
+    if saved.optimizer.name != recipe.optimizer.name:
+        raise RunError(
+            "E-RUN-008",
+            f"the run's optimizer is {saved.optimizer.name}, whose state {recipe.optimizer.name} cannot take over",
+            fix=f"keep optimizer.name={saved.optimizer.name}, or begin a new run with --init {run}",
+            path=run,
+        )
+    return changes
 
 
 def _differences(saved: dict[str, Any], given: dict[str, Any], prefix: str = "") -> list[str]:
     changes = []
     for name, value in saved.items():
         other = given[name]
-        if isinstance(value, dict) and isinstance(other, dict):
+        if isinstance(value, dict) and isinstance(other, dict) and value.keys() == other.keys():
             changes += _differences(value, other, f"{prefix}{name}.")
         elif value != other:
             changes.append(f"{prefix}{name} was {value}, now {other}")
     return changes
 
 
-@final
-@dataclass(slots=True, kw_only=True)
-class _Job:
-    """A run in progress. A resume needs ``step``, ``best_mean_iou``, ``scores``, model, optimizer and random state."""
+def _write_recipe(run: Path, recipe: Recipe, notes: Sequence[str]) -> None:
+    with replaced_file(run / RECIPE_FILE) as temporary:
+        comments = "".join(f"# {note}\n" for note in notes)
+        temporary.write_text(comments + recipe.to_yaml(), encoding="utf-8")
 
-    fabric: Fabric
-    recipe: Recipe
-    folder: Path
-    segmenter: Segmenter
-    model: nn.Module
-    """The segmenter as Fabric runs it."""
-    optimizer: torch.optim.Optimizer
-    dataset: SegmentationDataset
-    transform: TrainTransform
-    eval_set: SegmentationDataset | None
-    plan: BatchPlan
-    step: int = 0
-    best_mean_iou: float = -1.0
-    scores: tuple[Score, ...] = ()
-    """The newest evaluation."""
 
-    @property
-    def max_steps(self) -> int:
-        assert self.recipe.schedule.max_steps is not None, "fill_max_steps comes first"
-        return self.recipe.schedule.max_steps
+def _open_log(job: Job) -> RunLog:
+    first = job.fabric.is_global_zero
+    return RunLog(
+        job.folder if first else None,
+        max_steps=job.max_steps,
+        start=job.step,
+        silent=not first,
+        trackers=job.recipe.log.trackers if first else (),
+        settings=job.recipe.model_dump(mode="json"),
+        name=job.recipe.name,
+        judge_wait=partial(
+            describe_wait,
+            num_workers=job.recipe.data.num_workers,
+            cores=os.cpu_count() or 1,
+            packed=isinstance(job.dataset, PackedDataset),
+        ),
+    )
 
-    def run(self, log: RunLog) -> None:
-        recipe, fabric = self.recipe, self.fabric
-        parameters = count_parameters(self.segmenter)
-        log.record(
-            "start",
-            step=self.step,
-            recipe=recipe.name,
-            recipe_digest=recipe.digest(),
-            parameters=parameters,
-            images=len(self.dataset),
-            steps_per_epoch=self.plan.steps_per_epoch,
-            device=str(fabric.device),
-            world_size=fabric.world_size,
-            threads=torch.get_num_threads(),
-            versions=versions(),
-        )
-        log.say(
-            f"{recipe.name}: {parameters / 1e6:.2f} M parameters, {len(self.dataset)} images, steps {self.step} to "
-            f"{self.max_steps} of {recipe.data.batch_size} on {fabric.device}"
-        )
-        batches = training_batches(
-            self.dataset,
-            self.transform,
-            plan=self.plan,
-            start=self.step,
-            stop=self.max_steps,
-            num_workers=recipe.data.num_workers,
-            rank=fabric.global_rank,
-            world_size=fabric.world_size,
-            pin_memory=fabric.device.type == "cuda",
-        )
-        weights = recipe.loss.class_weights
-        class_weights = None if isinstance(weights, str) else torch.tensor(weights, device=fabric.device)
-        meter = Meter(step=self.step, max_steps=self.max_steps, batch_size=recipe.data.batch_size)
-        self.model.train()
-        while self.step < self.max_steps:
+
+def _train(job: Job, log: RunLog, stop: StopRequest, on_evaluation: OnEvaluation | None) -> None:
+    """Take the steps that are left, and write the last model."""
+    recipe, fabric, guard = job.recipe, job.fabric, job.stepper.guard
+    _announce(job, log)
+    meter = Meter(step=job.step, max_steps=job.max_steps, batch_size=recipe.data.batch_size, device=fabric.device)
+    if job.evaluation_pending:
+        _evaluate(job, log, stop, on_evaluation)
+    batches = training_batches(
+        job.dataset,
+        job.transform,
+        plan=job.plan,
+        start=job.step,
+        stop=job.max_steps,
+        num_workers=recipe.data.num_workers,
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
+        pin_memory=fabric.device.type == "cuda",
+        timeout=recipe.data.worker_timeout,
+        bad_samples=recipe.data.bad_samples,
+        known_bad=job.bad_samples,
+        on_replaced=_replaced(job, log),
+        # a hung worker must not keep a signal waiting; of several ranks the others would wait in the next exchange
+        should_stop=lambda: fabric.world_size == 1 and bool(stop.signum),
+    )
+    job.stepper.model.train()
+    with closing(batches):
+        while job.step < job.max_steps:
+            _stop_if_asked(job, log, stop)
             with meter.waiting():
-                batch = fabric.to_device(next(batches))
-            lr = scheduled_lr(recipe, step=self.step)
-            terms = train_step(
-                fabric,
-                self.model,
-                self.optimizer,
-                batch=batch,
-                lr=lr,
-                auxiliary_weight=recipe.auxiliary_head.loss_weight,
-                class_weights=class_weights,
-                align_corners=recipe.head.align_corners,
-            )
-            meter.add(terms.total)
-            self.step += 1
-            if self._due(recipe.log.every_steps):
-                log.step(meter.read(lr=lr))
-            if self._due(recipe.evaluation.every_steps):
-                meter.check_finite()
-                with meter.paused():
-                    self._evaluate(log)
-                self.model.train()
-            if self._due(recipe.checkpoint.every_steps):
-                meter.check_finite()
-                with meter.paused():
-                    self.save()
-        if fabric.is_global_zero:
-            # it was evaluated at this step, if at all
-            metadata = describe_model(recipe, step=self.step, scores=self.scores)
-            write_model_file(self.folder / MODEL_FILE, self.segmenter.state_dict(), metadata)
-        log.record("end", step=self.step, best_mean_iou=self.best_mean_iou if self.eval_set else None)
+                batch = next(batches, None)
+                if batch is None:
+                    _stop_if_asked(job, log, stop)
+                    raise AssertionError("batches end before the run without a signal")
+                batch = fabric.to_device(batch)
+            heartbeat(job.step + 1)
+            lr = scheduled_lr(recipe, step=job.step)
+            try:
+                job.stepper.step(batch, step=job.step + 1, lr=lr)
+            except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise out_of_memory_error(job) from error
+                raise
+            finally:
+                _log_bad_steps(job, log)
+            job.step += 1
+            meter.count()
+            if job.due(recipe.log.every_steps):
+                log.step(meter.read(lr=lr, loss=guard.take_mean_loss()))
+                _log_bad_steps(job, log)
+            if job.due(recipe.evaluation.every_steps):
+                with meter.paused("evaluation", every_steps=recipe.evaluation.every_steps):
+                    _evaluate(job, log, stop, on_evaluation)
+            if job.due(recipe.checkpoint.every_steps):
+                with meter.paused("checkpoint", every_steps=recipe.checkpoint.every_steps):
+                    _save(job, log)
+    if fabric.is_global_zero:
+        # it was evaluated at this step, if at all
+        metadata = describe_model(recipe, step=job.step, scores=job.scores)
+        assert job.folder is not None, "a run that is trained has a folder"
+        write_model_file(job.folder / MODEL_FILE, job.model_state(), metadata)
+    log.record("end", step=job.step, best_mean_iou=job.best_mean_iou if job.eval_set else None)
 
-    def _due(self, every_steps: int | None) -> bool:
-        """Whether something that happens every so many steps, and at the end, happens now; None is never."""
-        return every_steps is not None and (self.step % every_steps == 0 or self.step == self.max_steps)
 
-    def _evaluate(self, log: RunLog) -> None:
-        assert self.eval_set is not None
-        recipe, started = self.recipe, time.perf_counter()
-        metadata = describe_model(recipe, step=self.step)
-        # without SyncBatchNorm each rank has its own statistics until the next step; the first rank's are what is saved
-        copy_from_first_rank(self.segmenter.buffers())
-        result = evaluate(
-            build_predictor(self.segmenter, metadata),
-            self.eval_set,
-            split=recipe.data.eval_split,
-            max_images=recipe.evaluation.max_images,
-            rank=self.fabric.global_rank,
-            world_size=self.fabric.world_size,
-        )
-        scores = result.scores
-        self.scores = (
-            Score(
-                dataset=result.dataset,
-                split=result.split,
-                mean_iou=scores.mean_iou,
-                num_images=result.num_images,
-                protocol=result.protocol,
-            ),
-        )
-        best = scores.mean_iou > self.best_mean_iou
-        self.best_mean_iou = max(self.best_mean_iou, scores.mean_iou)
+def _announce(job: Job, log: RunLog) -> None:
+    recipe, parameters = job.recipe, count_parameters(job.segmenter)
+    log.record(
+        "start",
+        step=job.step,
+        recipe=recipe.name,
+        recipe_digest=recipe.digest(),
+        parameters=parameters,
+        images=len(job.dataset),
+        steps_per_epoch=job.plan.steps_per_epoch,
+        environment=job.environment,
+    )
+    log.say(
+        f"{recipe.name}: {parameters / 1e6:.2f} M parameters, {len(job.dataset)} images, steps {job.step} to "
+        f"{job.max_steps} of {recipe.data.batch_size} on {job.environment['device']}"
+    )
+    if job.start is not None:
+        log.record("init", step=job.step, description=job.start)
+        log.say(f"start: {job.start}")
+
+
+def _stop_if_asked(job: Job, log: RunLog, stop: StopRequest) -> None:
+    """Write a checkpoint and raise, on all ranks alike, if a signal came to one of them."""
+    if not max_over_ranks(stop.signum):
+        return
+    if job.saved_step != job.step or job.evaluation_pending:
+        job.save()
+    log.record("stop", step=job.step, signal=stop.signum)
+    assert job.folder is not None, "a run that is trained has a folder"
+    raise RunStopped(job.folder, step=job.step, signum=stop.signum)
+
+
+def _save(job: Job, log: RunLog) -> None:
+    """Write a checkpoint; a disk that is full or fails stops the run only after some times in a row."""
+    try:
+        job.save()
+        job.failed_saves = 0
+    except RunError as error:
+        if error.code != "E-RUN-012":
+            raise
+        job.failed_saves += 1
+        log.record("checkpoint_failed", step=job.step, error=str(error))
+        log.say(f"error: {error}")
+        if job.failed_saves >= MAX_FAILED_SAVES:
+            raise
+
+
+def _replaced(job: Job, log: RunLog) -> Callable[[str, NestsegError], None]:
+    def note(name: str, error: NestsegError) -> None:
+        job.bad_samples.add(name)
+        log.record("bad_sample", step=job.step, sample=name, error=str(error))
+        # not through the log, which shows what the first rank meets
+        warnings.warn(f"{name} was replaced by another sample: {error}", BadSampleWarning, stacklevel=2)
+
+    return note
+
+
+def _log_bad_steps(job: Job, log: RunLog) -> None:
+    bad_steps = job.stepper.guard.take_bad_steps()
+    if not bad_steps:
+        return
+    # ranks judge alike, so that all are here
+    by_rank = gather_from_ranks([bad.sample_index for bad in bad_steps])
+    for bad, *indices in zip(bad_steps, *by_rank, strict=True):
+        names = [job.dataset.name(index) for rank in indices for index in rank]
         log.record(
-            "evaluation",
-            step=self.step,
-            mean_iou=scores.mean_iou,
-            pixel_accuracy=scores.pixel_accuracy,
-            iou_per_class=dict(zip(result.classes, scores.iou_per_class, strict=True)),
-            num_images=result.num_images,
-            seconds=round(time.perf_counter() - started, 3),
+            "bad_step",
+            step=bad.step,
+            loss=bad.loss,
+            gradient_norm=bad.gradient_norm,
+            reason=bad.reason,
+            samples=names,
         )
-        log.say(
-            f"step {self.step}: {recipe.data.eval_split} mIoU {100 * scores.mean_iou:.2f} %, "
-            f"pixel accuracy {100 * scores.pixel_accuracy:.2f} %, {result.num_images} images{' (best)' if best else ''}"
-        )
-        if not self.fabric.is_global_zero:
-            return
-        context = {
-            "model": f"step {self.step} of {recipe.name}",
-            "step": self.step,
-            "versions": metadata.versions,
-        }
-        write_metrics(result, self.folder / "evaluation", context=context)
-        if best:
-            metadata = metadata.model_copy(update={"scores": self.scores})
-            write_model_file(self.folder / BEST_FILE, self.segmenter.state_dict(), metadata)
+        log.say(f"warning: step {bad.step} was not taken: {bad.reason}, samples {', '.join(names)}")
 
-    def save(self) -> None:
-        """Write a checkpoint; the random state of every rank goes into it."""
-        cuda = self.fabric.device.type == "cuda"
-        generators: list[Any] = [
-            {
-                "cpu": torch.get_rng_state(),
-                "cuda": torch.cuda.get_rng_state(self.fabric.device) if cuda else None,
-            }
-        ]
-        if self.fabric.world_size > 1:
-            mine, generators = generators[0], [None] * self.fabric.world_size
-            torch.distributed.all_gather_object(generators, mine)
-        if self.fabric.is_global_zero:
-            save_checkpoint(
-                self.folder,
-                self.segmenter.state_dict(),
-                state={
-                    "optimizer": self.optimizer.state_dict(),
-                    "generators": generators,
-                    "best_mean_iou": self.best_mean_iou,
-                    "scores": [score.model_dump() for score in self.scores],
-                },
-                metadata=describe_model(self.recipe, step=self.step),
-                keep=self.recipe.checkpoint.keep,
+
+def _evaluate(job: Job, log: RunLog, stop: StopRequest, on_evaluation: OnEvaluation | None) -> None:
+    """Score the model, keep it if it is the best; stop at a checkpoint if a signal comes meanwhile."""
+    assert job.eval_set is not None, "a run without evaluations has none due"
+    recipe, started, average = job.recipe, time.perf_counter(), job.stepper.average
+    metadata = describe_model(recipe, step=job.step)
+    job.evaluation_pending = True
+    try:
+        with nullcontext() if average is None else average.applied_to(job.segmenter):
+            # without SyncBatchNorm each rank has its own statistics until the next step; the first rank's are saved
+            copy_from_first_rank(job.segmenter.buffers())
+            result = evaluate(
+                build_predictor(job.segmenter, metadata),
+                job.eval_set,
+                split=recipe.data.eval_split,
+                max_images=recipe.evaluation.max_images,
+                rank=job.fabric.global_rank,
+                world_size=job.fabric.world_size,
+                with_loss=True,
+                stop=lambda: bool(max_over_ranks(stop.signum)),
             )
-        self.fabric.barrier()
+    except EvaluationStopped:
+        _stop_if_asked(job, log, stop)
+        raise
+    finally:
+        job.stepper.model.train()
+    job.evaluation_pending = False
+    scores = result.scores
+    job.scores = (
+        Score(
+            dataset=result.dataset,
+            split=result.split,
+            mean_iou=scores.mean_iou,
+            num_images=result.num_images,
+            protocol=result.protocol,
+        ),
+    )
+    best = scores.mean_iou > job.best_mean_iou
+    job.best_mean_iou = max(job.best_mean_iou, scores.mean_iou)
+    log.record(
+        "evaluation",
+        step=job.step,
+        mean_iou=scores.mean_iou,
+        loss=result.loss,
+        pixel_accuracy=scores.pixel_accuracy,
+        iou_per_class=dict(zip(result.classes, scores.iou_per_class, strict=True)),
+        num_images=result.num_images,
+        seconds=round(time.perf_counter() - started, 3),
+    )
+    log.say(
+        f"step {job.step}: {recipe.data.eval_split} mIoU {100 * scores.mean_iou:.2f} %, "
+        f"pixel accuracy {100 * scores.pixel_accuracy:.2f} %, {result.num_images} images{' (best)' if best else ''}"
+    )
+    if job.fabric.is_global_zero:
+        _keep_result(job, log, result, best=best)
+    # all ranks ask, and give up together
+    if on_evaluation is not None and max_over_ranks(on_evaluation(job.step, scores.mean_iou)):
+        _give_up(job, log)
 
-    def restore(self) -> None:
-        """Go on from the newest good checkpoint; with another number of ranks only dropout draws differ."""
-        checkpoint = load_latest(self.folder)
-        self.segmenter.load_state_dict(checkpoint.model)
-        self.optimizer.load_state_dict(checkpoint.state["optimizer"])
-        self.step, self.best_mean_iou = checkpoint.step, checkpoint.state["best_mean_iou"]
-        # checkpoints of runs that began before there were scores in model files have none
-        self.scores = tuple(Score(**values) for values in checkpoint.state.get("scores", ()))
-        generators = checkpoint.state["generators"]
-        if len(generators) == self.fabric.world_size:
-            mine = generators[self.fabric.global_rank]
-            torch.set_rng_state(mine["cpu"])
-            if self.fabric.device.type == "cuda" and mine["cuda"] is not None:
-                torch.cuda.set_rng_state(mine["cuda"], self.fabric.device)
+
+def _give_up(job: Job, log: RunLog) -> None:
+    """End a run that is not at its end anyway."""
+    if job.step == job.max_steps:
+        return
+    log.record("pruned", step=job.step, best_mean_iou=job.best_mean_iou)
+    assert job.folder is not None, "a run that is trained has a folder"
+    raise RunPruned(job.folder, step=job.step)
+
+
+def _keep_result(job: Job, log: RunLog, result: Evaluation, *, best: bool) -> None:
+    """Write the scores, and the model if it is the best; a full disk does not stop the run."""
+    assert job.folder is not None, "a run that is trained has a folder"
+    metadata = describe_model(job.recipe, step=job.step, scores=job.scores)
+    context = {"model": f"step {job.step} of {job.recipe.name}", "step": job.step, "versions": metadata.versions}
+    try:
+        write_metrics(result, job.folder / "evaluation", context=context)
+        if best:
+            write_model_file(job.folder / BEST_FILE, job.model_state(), metadata)
+    except (OSError, NestsegError) as error:
+        failure = RunError(
+            "E-RUN-018",
+            f"the evaluation of step {job.step} cannot be written: "
+            f"{error.reason if isinstance(error, NestsegError) else error}",
+            fix="free space on the disk; training goes on",
+            path=job.folder,
+        )
+        log.record("write_failed", step=job.step, error=str(failure))
+        log.say(f"error: {failure}")

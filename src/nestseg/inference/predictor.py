@@ -153,13 +153,40 @@ class Predictor:
             DataError: If the file cannot be read, or the array is not an image.
         """
         pixels = self.open_image(image)
-        size = pixels.shape[0], pixels.shape[1]
+        return self.label(self.compute_logits(pixels), (pixels.shape[0], pixels.shape[1]), confidence=confidence)
+
+    @torch.inference_mode()
+    def compute_logits(self, image: ImageSource) -> Tensor:
+        """Return the logits of one image, before they are upsampled to its own size.
+
+        Shape:
+            - image: as for `predict`
+            - returns: (1, K, h, w) float, on the predictor's device
+
+        Raises:
+            DataError: As `predict`.
+        """
+        pixels = self.open_image(image)
         if self.base_size is not None:
-            pixels = resize_image(pixels, scaled_size(size, base=self.base_size))
+            pixels = resize_image(pixels, scaled_size((pixels.shape[0], pixels.shape[1]), base=self.base_size))
         tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))[None].to(self.device)
         logits = self.logits_fn(tensor)
         if self.logits_resizes == 2:
             logits = upsample_logits(logits, (pixels.shape[0], pixels.shape[1]), align_corners=self.align_corners)
+        return logits
+
+    @torch.inference_mode()
+    def label(self, logits: Tensor, size: Size, *, confidence: bool = False) -> Prediction:
+        """Turn what `compute_logits` returned into labels.
+
+        Args:
+            logits: Of one image.
+            size: The image's own.
+            confidence: See `predict`.
+
+        Shape:
+            - logits: (1, K, h, w) float
+        """
         if not confidence:
             labels = upsample_argmax(logits, size, align_corners=self.align_corners)
             return Prediction(labels=labels[0].cpu().numpy(), taxonomy=self.taxonomy)

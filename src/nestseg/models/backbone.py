@@ -7,7 +7,9 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
+from nestseg.core.errors import ModelError
 from nestseg.core.types import OutputStride
+from nestseg.models.recompute import recompute_in_backward
 
 
 class Backbone(nn.Module, ABC):
@@ -36,6 +38,28 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def one_pixel_norms(self) -> Iterator[nn.Module]:
         """Find the norms that see features pooled to one pixel, on which BatchNorm cannot train with a batch of one."""
+
+    @abstractmethod
+    def blocks(self) -> Iterator[nn.Module]:
+        """Find the parts that most of the network consists of, none inside another, for `checkpoint_activations`."""
+
+    def checkpoint_activations(self) -> None:
+        """Train with less memory: compute the inside of every block again in the backward pass.
+
+        Costs a second forward pass; what is learnt stays the same to the last bit, see `recompute_in_backward`.
+
+        Raises:
+            ModelError: If there are no blocks.
+        """
+        blocks = list(self.blocks())
+        if not blocks:
+            raise ModelError(
+                "E-MODEL-060",
+                "activation checkpointing for a backbone that is not made of blocks",
+                fix="compute.activation_checkpointing=false, or another backbone",
+            )
+        for block in blocks:
+            recompute_in_backward(block)
 
     @abstractmethod
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

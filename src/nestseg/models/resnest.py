@@ -293,6 +293,10 @@ class ResNeSt(Backbone):
         """Find the norms of split attention; see `Backbone.one_pixel_norms`."""
         return (module.bn1 for module in self.modules() if isinstance(module, SplitAttention))
 
+    def blocks(self) -> Iterator[nn.Module]:
+        """Find the bottlenecks; see `Backbone.blocks`."""
+        return (module for module in self.modules() if isinstance(module, Bottleneck))
+
     @torch.no_grad()
     def zero_residuals(self) -> None:
         """Set the last norm's weight of every block to zero, so that each block starts as its shortcut.

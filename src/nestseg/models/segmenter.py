@@ -123,7 +123,9 @@ class Segmenter(nn.Module):
                 fix="give a batch of images, channels second, or build the model with other in_channels",
             )
         if self.training:
-            self.check_batch_size(image.shape[0])
+            # the compiler cannot trace a warning
+            if not torch.compiler.is_compiling():
+                self.check_batch_size(image.shape[0])
             self._has_trained = True
         features = self.backbone((image.to(self.mean.dtype) - self.mean) / self.std)
         auxiliary = None
@@ -220,7 +222,7 @@ class Segmenter(nn.Module):
                 yield "head", module
 
     def check_batch_size(self, batch_size: int) -> None:
-        """Refuse to train BatchNorm on one value a channel, and warn of two; a forward pass does this by itself.
+        """Refuse to train BatchNorm on one value a channel, and warn of two; a forward pass does, unless compiled.
 
         Args:
             batch_size: Images a device.

@@ -34,6 +34,8 @@ _SIZE_OPTIONS: tuple[dict[str, Any], ...] = ({}, {"strict_img_size": False, "alw
 # Sizes that are tried without data: the first are multiples of the stride, the others are not.
 _WHOLE_SIZES = ((192, 256), (32, 64))
 _ODD_SIZES = ((33, 65), (35, 46), (7, 1))
+# Exactly these: what is derived from them has a way of its own to run what it holds.
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 # timm says no by whatever goes wrong in it
 _REFUSALS = (AssertionError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 
@@ -188,6 +190,11 @@ class TimmBackbone(Backbone):
         """Find BatchNorms in split attention and its like; see `Backbone.one_pixel_norms`."""
         return (self.net.get_submodule(name) for name in self._one_pixel_norms)
 
+    def blocks(self) -> Iterator[nn.Module]:
+        """Find the parts that stages are made of, or whole stages where they keep them to themselves."""
+        for child in self.net.children():
+            yield from _find_blocks(child)
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Run the network, keep its last four maps; see `Backbone.forward`."""
         height, width = x.shape[2:]
@@ -204,6 +211,20 @@ class TimmBackbone(Backbone):
             ]
         c2, c3, c4, c5 = features
         return c2, c3, c4, c5
+
+
+def _find_blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """Find what is to be computed as one in a module of timm.
+
+    Containers are looked into, and so is a module that holds a container of composed modules: a stage. Any other
+    composed module is a block; a lone layer is not worth it.
+    """
+    lists = [module] if type(module) in _CONTAINERS else [x for x in module.children() if type(x) in _CONTAINERS]
+    inner = [block for part in lists for child in part.children() for block in _find_blocks(child)]
+    if inner or lists == [module]:
+        yield from inner
+    elif next(module.children(), None) is not None:
+        yield module
 
 
 def load_timm_weights(backbone: TimmBackbone, spec: str, *, cache_dir: Path | None = None) -> TimmWeights:
