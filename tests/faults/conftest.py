@@ -49,8 +49,8 @@ SETTINGS = {
     "evaluation.every_steps": 5,
     "log.every_steps": 1,
 }
-# code, then where it is (a path before the reason, or a field in it), what is wrong, what to do
-_ERROR = re.compile(r"error: (E-[A-Z]+-\d{3}) \| (.+ \| .+|.*\b[a-z_]+\.[a-z_]+\b.*) \| fix: .+")
+# code, then where it is (a path before the reason, or a field or rank in it), what is wrong, what to do
+_ERROR = re.compile(r"error: (E-[A-Z]+-\d{3}) \| (.+ \| .+|.*\b([a-z_]+\.[a-z_]+|rank \d+)\b.*) \| fix: .+")
 
 
 def note(figure: str, **values: Any) -> None:

@@ -12,8 +12,8 @@ import pytest
 PLACES = {
     "first batch": ("nestseg.engine.train", "training_batches", 1, 0),
     "step": ("torch.Tensor", "backward", 4, 3),
-    "evaluation": ("nestseg.inference.predictor.Predictor", "compute_logits", 2, 5),
-    "save": ("torch", "save", 3, 4),
+    "evaluation": ("nestseg.inference.predictor.Predictor", "compute_logits", 1, 5),
+    "save": ("nestseg.engine.checkpoint", "write_torch_file", 3, 4),
 }
 SEND = """
 import os, time

@@ -39,6 +39,8 @@ from nestseg.store.metadata import Score
 
 RECIPE_FILE = "recipe.yaml"
 MAX_FAILED_SAVES = 3
+_WITHOUT_EFFECT = ("data.num_workers ", "data.worker_timeout ", "log.", "checkpoint.")
+"""Fields that may be others at a resume: no weight depends on them."""
 
 OnEvaluation = Callable[[int, float], bool]
 """Hears of each evaluation, step and mean IoU; true gives the run up, unless it is at its end anyway."""
@@ -186,10 +188,11 @@ def check_run(
     if saved == recipe:
         return []
     changes = list(_differences(saved.model_dump(mode="json"), recipe.model_dump(mode="json")))
-    if not accept_changes:
+    weighty = [change for change in changes if not change.startswith(_WITHOUT_EFFECT)]
+    if weighty and not accept_changes:
         raise RunError(
             "E-RUN-006",
-            f"the run's recipe is another: {', '.join(changes)}",
+            f"the run's recipe is another: {', '.join(weighty)}",
             fix=f"resume with the run's own recipe: nestseg train {file} --data ROOT --run {run} --resume; or go on "
             "with this one by --accept-changes",
             path=run,
