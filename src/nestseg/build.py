@@ -289,6 +289,8 @@ def build_optimizer(recipe: Recipe, model: Segmenter, *, device: torch.device | 
         RecipeError: For an option that the optimizer does not have.
     """
     wanted = recipe.optimizer
+    # a dampened first step is not the one from momentum of zero, which a fused one begins with, see `fill_momentum`
+    fused = torch.device(device).type == "cuda" and wanted.name in optim.FUSED and not wanted.options.get("dampening")
     return optim.build_optimizer(
         model,
         name=wanted.name,
@@ -299,7 +301,7 @@ def build_optimizer(recipe: Recipe, model: Segmenter, *, device: torch.device | 
         head_lr_multiplier=wanted.head_lr_multiplier,
         decay_norm_and_bias=wanted.decay_norm_and_bias,
         options=wanted.options,
-        fused=True if torch.device(device).type == "cuda" and wanted.name in optim.FUSED else None,
+        fused=fused or None,
     )
 
 

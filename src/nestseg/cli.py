@@ -304,11 +304,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
-    # of several ranks, the first one speaks
-    if category.__module__.startswith("nestseg.") and os.environ.get("RANK", "0") == "0":
+    if not category.__module__.startswith("nestseg."):
+        return
+    rank = os.environ.get("RANK", "0")
+    # what all ranks would say the first one says
+    if rank == "0" or getattr(category, "of_one_rank", False):
         # a terminal that is gone must not make an error of a warning
         with suppress(OSError):
-            sys.stderr.write(f"warning: {message}\n")
+            sys.stderr.write(f"warning: {message}\n" if rank == "0" else f"warning: rank {rank}: {message}\n")
 
 
 def _recipes(arguments: argparse.Namespace) -> int:
@@ -329,8 +332,12 @@ def _train(arguments: argparse.Namespace) -> int:
     from nestseg.recipes import start_overrides
 
     if arguments.run is None and not arguments.dry_run:
-        sys.stderr.write("nestseg train: name the folder of the run with --run\nsee: nestseg train --help\n")
-        return 2
+        return _refuse("name the folder of the run with --run")
+    for option in ("allow_fresh", "accept_changes", "strict_resume"):
+        if getattr(arguments, option) and not arguments.resume:
+            return _refuse(f"--{option.replace('_', '-')} is for a run that is continued with --resume")
+    if arguments.dry_run and (arguments.resume or arguments.auto_accumulate):
+        return _refuse("--dry-run plans a run from its beginning, without --resume and --auto-accumulate")
 
     overrides = list(arguments.overrides)
     if arguments.max_steps is not None:
@@ -368,7 +375,8 @@ def _train(arguments: argparse.Namespace) -> int:
         )
     except RunStopped as stopped:
         if os.environ.get("RANK", "0") == "0":
-            sys.stderr.write(f"{stopped}\n")
+            with suppress(OSError):
+                sys.stderr.write(f"{stopped}\n")
         return STOPPED_EXIT_CODE
     _say(str(model))
     return 0
@@ -397,6 +405,11 @@ def _tune(arguments: argparse.Namespace) -> int:
     for note in study_notes(result, root):
         _say(note)
     return 0
+
+
+def _refuse(reason: str) -> int:
+    sys.stderr.write(f"nestseg train: {reason}\nsee: nestseg train --help\n")
+    return 2
 
 
 def _resolve(arguments: argparse.Namespace, overrides: Sequence[str]) -> tuple[Recipe, Path | None, list[str]]:

@@ -78,6 +78,8 @@ def test_run_folder_holds_what_is_promised(finished_run):
     checkpoints = sorted(path.name for path in (finished_run / "checkpoints").iterdir())
     assert checkpoints == ["step-00000003", "step-00000006"]
     records = [json.loads(line) for line in (finished_run / "log.jsonl").read_text().splitlines()]
+    # how busy the machine is decides whether the loader's verdict is among them
+    records = [record for record in records if record["kind"] != "loader"]
     kinds = [record["kind"] for record in records]
     assert kinds == ["start", "step", "step", "evaluation", "step", "evaluation", "end"]
     assert [record["step"] for record in records if record["kind"] == "step"] == [2, 4, 6]

@@ -108,6 +108,7 @@ def test_run_goes_on_without_the_weights_it_started_from_and_from_a_checkpoint_w
     torch.save(state, old / "state.pt")
     meta = json.loads((old / "meta.json").read_text())
     meta["sha256"]["state.pt"] = sha256_of(old / "state.pt")
+    meta["format"] = 1  # of the versions that had no scores
     (old / "meta.json").write_text(json.dumps(meta))
     assert run(*words, "--resume") == 0, capsys.readouterr().err
     assert load_model(folder).metadata.step == 2

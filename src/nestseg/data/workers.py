@@ -54,6 +54,8 @@ _IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 class WorkerWarning(UserWarning):
     """A loader process died and was started again."""
 
+    of_one_rank = True
+
 
 def read_ahead(
     work: Work[T],

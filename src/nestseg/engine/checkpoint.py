@@ -14,6 +14,7 @@ import uuid
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,8 +106,10 @@ def save_checkpoint(
             shutil.rmtree(_old_name(final), ignore_errors=True)
             final.rename(_old_name(final))  # still found, until the new one is in its place
         temporary.rename(final)
-        for folder in (final.parent, run, run.absolute().parent):
+        for folder in (final.parent, run):
             sync_file(folder)
+        with suppress(PermissionError):  # it may be entered and not read
+            sync_file(run.absolute().parent)
     except (OSError, RuntimeError, WeightsError) as error:  # torch.save turns a full disk into a RuntimeError
         reason = error.reason.removeprefix("cannot be written: ") if isinstance(error, WeightsError) else str(error)
         raise RunError(

@@ -58,5 +58,4 @@ def use_deterministic_kernels() -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
         torch.backends.cudnn.benchmark = benchmark
-        if workspace is None:
-            os.environ.pop(WORKSPACE, None)
+        # the variable stays: it is read once, when cuBLAS starts, and a later run must find it set

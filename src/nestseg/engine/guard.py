@@ -184,4 +184,7 @@ def all_finite(tensors: Sequence[Tensor]) -> bool:
     """Whether no value of many tensors is NaN or infinite."""
     floats = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
     # a sum of squares can overflow where no value does, the largest magnitude cannot
-    return not floats or bool(torch.stack(torch._foreach_norm(floats, math.inf)).isfinite().all())
+    largest: dict[torch.device, list[Tensor]] = {}
+    for norm in torch._foreach_norm(floats, math.inf) if floats else ():
+        largest.setdefault(norm.device, []).append(norm)  # some optimizers count steps on the processor
+    return all(bool(torch.stack([norm.float() for norm in norms]).isfinite().all()) for norms in largest.values())

@@ -26,7 +26,7 @@ from nestseg.build import (
     initialise_model,
 )
 from nestseg.core.dist import gather_from_ranks
-from nestseg.core.errors import RecipeError, RunError
+from nestseg.core.errors import DataError, RecipeError, RunError
 from nestseg.data.dataset import SegmentationDataset
 from nestseg.data.loader import BatchPlan
 from nestseg.data.transforms import TrainTransform, sample_generator
@@ -176,6 +176,15 @@ class Job:
         """
         assert self.folder is not None, "a run that writes nothing has nothing to continue"
         checkpoint = load_latest(self.folder)
+        steps = gather_from_ranks(checkpoint.step)
+        if len(set(steps)) > 1:
+            found = ", ".join(f"rank {rank}: step {step}" for rank, step in enumerate(steps))
+            raise RunError(
+                "E-RUN-019",
+                f"ranks find other newest good checkpoints ({found})",
+                fix="wait until the shared folder shows all machines the same files, then start again",
+                path=self.folder,
+            )
         changes = compare_environments(checkpoint.environment, self.environment)
         if changes and strict:
             raise RunError(
@@ -192,6 +201,7 @@ class Job:
         try:
             self.segmenter.load_state_dict(checkpoint.model)
             load_optimizer_state(stepper.optimizer, state["optimizer"])
+            fill_momentum(stepper.optimizer)
             if stepper.average is not None:
                 stepper.average.load_state_dict(state["average"])
             if "guard" in state:
@@ -255,8 +265,7 @@ def open_job(recipe: Recipe, data_root: Path | None, *, run: Path | None, device
         convert_sync_batch_norm(segmenter)
     segmenter.check_batch_size(part_size(recipe, plan, world_size=fabric.world_size))
     transform = build_transform(recipe, dataset)
-    # one sample shows whether pictures are of the recipe's type
-    transform(dataset.read(0), sample_generator(recipe.seed, 0, 0))
+    _try_sample(dataset, transform, seed=recipe.seed, skip=recipe.data.bad_samples == "skip")
     stepper = build_stepper(fabric, recipe, segmenter)
     # dropout draws from torch's generator, each rank from its own stream
     torch.manual_seed(int(np.random.SeedSequence((recipe.seed, fabric.global_rank)).generate_state(1)[0]))
@@ -273,6 +282,18 @@ def open_job(recipe: Recipe, data_root: Path | None, *, run: Path | None, device
         plan=plan,
         environment=describe_environment(dataset, device=fabric.device, world_size=fabric.world_size),
     )
+
+
+def _try_sample(dataset: SegmentationDataset, transform: TrainTransform, *, seed: int, skip: bool) -> None:
+    """Read one sample, which shows whether pictures are of the recipe's type; with ``skip``, one that can be read."""
+    for index in range(len(dataset)):
+        try:
+            transform(dataset.read(index), sample_generator(seed, 0, index))
+        except DataError:
+            if not skip or index == len(dataset) - 1:
+                raise
+        else:
+            return
 
 
 def build_stepper(fabric: Fabric, recipe: Recipe, segmenter: Segmenter) -> Stepper:

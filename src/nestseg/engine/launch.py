@@ -25,7 +25,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, 
 
 from nestseg.build import choose_device
 from nestseg.core.errors import RunError
-from nestseg.engine.ranks import ERROR_FILE, LAUNCHER, NO_ANSWER, Place, join
+from nestseg.engine.ranks import ERROR_FILE, LAUNCHER, NO_ANSWER, Place, end_with_launcher, join
 from nestseg.engine.stop import STOP_SIGNALS, STOPPED_EXIT_CODE
 
 _LAST_WORDS = 3.0
@@ -47,6 +47,7 @@ def launch(device: str) -> Fabric:
             other.
     """
     kind = choose_device(device).type
+    end_with_launcher()
     place = Place.read(os.environ)
     if place is None:
         # named, lest Fabric take a job of SLURM for several processes

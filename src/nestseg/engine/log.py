@@ -85,6 +85,13 @@ def read_records(file: Path) -> RunRecords:
             step = _step_of(record)
             records = [earlier for earlier in records if _step_of(earlier) <= step]
         records.append(record)
+    # a step that two sessions evaluated, the second to make up for the first, counts once
+    last = {(record["kind"], _step_of(record)): place for place, record in enumerate(records)}
+    records = [
+        record
+        for place, record in enumerate(records)
+        if record["kind"] not in ("step", "evaluation") or last[record["kind"], _step_of(record)] == place
+    ]
     return RunRecords(records, num_damaged, sum(map(len, lines)) + len(lines))
 
 

@@ -16,14 +16,27 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def out_of_memory_error(job: Job) -> RunError:
-    """Return the error that says how much was used, and what would use less."""
+def out_of_memory_error(job: Job, *, evaluating: bool = False) -> RunError:
+    """Return the error that says how much was used, and what would use less.
+
+    Args:
+        job: The run.
+        evaluating: Whether it was scoring pictures and not taking a step.
+    """
     device = job.fabric.device
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
         used = f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} of {total / 2**30:.1f} GiB"
     else:
         used = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB of this process"
+    if evaluating:
+        return RunError(
+            "E-RUN-025",
+            f"out of memory in the evaluation after step {job.step}; peak {used}",
+            fix="a smaller evaluation.base_size than "
+            f"{job.recipe.evaluation.base_size}, or evaluation.every_steps=null and nestseg evaluate elsewhere",
+            path=job.folder,
+        )
     data, compute = job.recipe.data, job.recipe.compute
     share = data.batch_size // job.fabric.world_size
     more = next((parts for parts in range(compute.accumulate_steps + 1, share + 1) if share % parts == 0), None)

@@ -131,7 +131,6 @@ def join(place: Place, *, kind: str) -> None:
             reached, a rank is missing, or ranks were told different numbers of ranks.
     """
     global _roll
-    end_with_launcher()
     timeout = read_seconds("NESTSEG_JOIN_TIMEOUT", JOIN_TIMEOUT)
     patience = read_seconds("NESTSEG_RANK_TIMEOUT", RANK_TIMEOUT)
     store = _open_store(place, timeout=timeout)

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Self, final
@@ -61,6 +62,9 @@ class StopRequest:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             self._previous = {signum: signal.signal(signum, self._handle) for signum in STOP_SIGNALS}
+            # one that came to whoever listens around this is for this too
+            outers = (getattr(handler, "__self__", None) for handler in self._previous.values())
+            self.signum = next((outer.signum for outer in outers if isinstance(outer, StopRequest)), 0)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -74,7 +78,8 @@ class StopRequest:
     def _handle(self, signum: int, _: FrameType | None) -> None:
         if not self.signum:
             self.signum, self._came = signum, time.monotonic()
-            # not through sys.stderr, which this may have interrupted
-            os.write(2, b"stopping at a checkpoint after this step; a second signal stops at once\n")
+            # not through sys.stderr, which this may have interrupted; nobody may be left to read it
+            with suppress(OSError):
+                os.write(2, b"stopping at a checkpoint after this step; a second signal stops at once\n")
         elif time.monotonic() - self._came >= self._grace:
             os._exit(128 + signum)

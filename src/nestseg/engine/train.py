@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,10 @@ from nestseg.core.dist import copy_from_first_rank, gather_from_ranks, max_over_
 from nestseg.core.errors import NestsegError, RunError, WeightsError
 from nestseg.data.loader import training_batches
 from nestseg.data.packed import PackedDataset
-from nestseg.engine.checkpoint import clean_up, list_checkpoints
+from nestseg.engine.checkpoint import checkpoint_folder, clean_up, list_checkpoints
 from nestseg.engine.determinism import use_deterministic_kernels
 from nestseg.engine.evaluate import Evaluation, EvaluationStopped, evaluate, write_metrics
-from nestseg.engine.job import Job, open_job, scheduled_lr
+from nestseg.engine.job import Job, ResumeWarning, open_job, scheduled_lr
 from nestseg.engine.lock import RunLock
 from nestseg.engine.log import Meter, RunLog, describe_wait
 from nestseg.engine.memory import fit_accumulation, is_out_of_memory, out_of_memory_error
@@ -48,6 +48,8 @@ OnEvaluation = Callable[[int, float], bool]
 
 class BadSampleWarning(UserWarning):
     """A sample could not be read, and the recipe lets another take its place."""
+
+    of_one_rank = True
 
 
 def train(
@@ -108,8 +110,10 @@ def train(
         check_trackers(recipe.log.trackers)
         if recipe.compute.deterministic:
             stack.enter_context(use_deterministic_kernels())
+        if resume and auto_accumulate:
+            recipe = _keep_accumulation(recipe, run)
         job = open_job(recipe, data_root, run=run, device=device, resume=resume)
-        if auto_accumulate:
+        if auto_accumulate and not resume:
             fit_accumulation(job)
         changes: list[str] = []
         if job.fabric.is_global_zero:
@@ -119,11 +123,14 @@ def train(
                 stack.enter_context(RunLock(run))
             changes = check_run(run, job.recipe, resume=resume, accept_changes=accept_changes, allow_fresh=allow_fresh)
             clean_up(run)
-        job.fabric.barrier()
+        changes = gather_from_ranks(changes)[0]
         if resume and _is_finished(job):
+            if changes:
+                warnings.warn(f"{run} is finished; its recipe stays as it was", ResumeWarning, stacklevel=2)
             return run / MODEL_FILE
         if resume:
             job.restore(strict=strict_resume)
+            _adapt(job, changes)
         else:
             # the recipe comes after the checkpoint: a folder with a recipe can be resumed, one without be used anew
             job.save()
@@ -135,6 +142,36 @@ def train(
         _train(job, log, stop, on_evaluation)
         job.fabric.barrier()
     return run / MODEL_FILE
+
+
+def _keep_accumulation(recipe: Recipe, run: Path) -> Recipe:
+    """Return the recipe with the parts of a step that were found when the run began."""
+    if not (run / RECIPE_FILE).is_file():
+        return recipe  # check_run will say so
+    parts = Recipe.read(run / RECIPE_FILE).compute.accumulate_steps
+    return recipe.model_copy(update={"compute": recipe.compute.model_copy(update={"accumulate_steps": parts})})
+
+
+def _adapt(job: Job, changes: Sequence[str]) -> None:
+    """Drop what a changed recipe makes of no use.
+
+    Raises:
+        RunError: E-RUN-009, if the run is to be shorter than it is.
+    """
+    if job.step > job.max_steps:
+        raise RunError(
+            "E-RUN-009",
+            f"the checkpoint is of step {job.step}, the run is to have {job.max_steps}",
+            fix="raise schedule.max_steps, or delete newer checkpoints to go on from an older one",
+            path=job.folder,
+        )
+    if not select_weighty(changes):
+        return
+    # scores of another recipe are not this one's
+    job.scores = ()
+    if any(change.startswith(("evaluation.", "data.eval_split ")) for change in changes):
+        job.best_mean_iou = -1.0
+    job.evaluation_pending = job.eval_set is not None and (job.evaluation_pending or job.step == job.max_steps)
 
 
 def _holds_run(run: Path) -> bool:
@@ -169,7 +206,9 @@ def check_run(
     """
     file = run / RECIPE_FILE
     if not resume:
-        if file.exists() and not (allow_fresh and not list_checkpoints(run)):
+        # a kill between the first checkpoint and the recipe leaves step 0 alone
+        begun = [folder for folder in list_checkpoints(run) if folder != checkpoint_folder(run, 0)]
+        if begun or (file.exists() and not (allow_fresh and not list_checkpoints(run))):
             raise RunError(
                 "E-RUN-004",
                 "already holds a run",
@@ -188,7 +227,7 @@ def check_run(
     if saved == recipe:
         return []
     changes = list(_differences(saved.model_dump(mode="json"), recipe.model_dump(mode="json")))
-    weighty = [change for change in changes if not change.startswith(_WITHOUT_EFFECT)]
+    weighty = select_weighty(changes)
     if weighty and not accept_changes:
         raise RunError(
             "E-RUN-006",
@@ -197,14 +236,23 @@ def check_run(
             "with this one by --accept-changes",
             path=run,
         )
-    if saved.optimizer.name != recipe.optimizer.name:
+    before, now = (
+        {"name": one.name, "options": one.options, "momentum above 0": one.momentum > 0}
+        for one in (saved.optimizer, recipe.optimizer)
+    )
+    if before != now:
         raise RunError(
             "E-RUN-008",
-            f"the run's optimizer is {saved.optimizer.name}, whose state {recipe.optimizer.name} cannot take over",
-            fix=f"keep optimizer.name={saved.optimizer.name}, or begin a new run with --init {run}",
+            f"the run's optimizer is {before}, whose state that of {now} cannot take over",
+            fix=f"keep optimizer.name, options and whether there is momentum, or begin a new run with --init {run}",
             path=run,
         )
     return changes
+
+
+def select_weighty(changes: Sequence[str]) -> list[str]:
+    """Return those changes of a recipe that weights depend on."""
+    return [change for change in changes if not change.startswith(_WITHOUT_EFFECT)]
 
 
 def _differences(saved: dict[str, Any], given: dict[str, Any], prefix: str = "") -> list[str]:
@@ -248,7 +296,7 @@ def _train(job: Job, log: RunLog, stop: StopRequest, on_evaluation: OnEvaluation
     recipe, fabric, guard = job.recipe, job.fabric, job.stepper.guard
     _announce(job, log)
     meter = Meter(step=job.step, max_steps=job.max_steps, batch_size=recipe.data.batch_size, device=fabric.device)
-    if job.evaluation_pending:
+    if job.evaluation_pending and job.eval_set is not None:
         _evaluate(job, log, stop, on_evaluation)
     batches = training_batches(
         job.dataset,
@@ -279,19 +327,13 @@ def _train(job: Job, log: RunLog, stop: StopRequest, on_evaluation: OnEvaluation
                 batch = fabric.to_device(batch)
             heartbeat(job.step + 1)
             lr = scheduled_lr(recipe, step=job.step)
-            try:
+            with _logged_bad_steps(job, log):
                 job.stepper.step(batch, step=job.step + 1, lr=lr)
-            except RuntimeError as error:
-                if is_out_of_memory(error):
-                    raise out_of_memory_error(job) from error
-                raise
-            finally:
-                _log_bad_steps(job, log)
             job.step += 1
             meter.count()
             if job.due(recipe.log.every_steps):
-                log.step(meter.read(lr=lr, loss=guard.take_mean_loss()))
-                _log_bad_steps(job, log)
+                with _logged_bad_steps(job, log):
+                    log.step(meter.read(lr=lr, loss=guard.take_mean_loss()))
             if job.due(recipe.evaluation.every_steps):
                 with meter.paused("evaluation", every_steps=recipe.evaluation.every_steps):
                     _evaluate(job, log, stop, on_evaluation)
@@ -300,7 +342,7 @@ def _train(job: Job, log: RunLog, stop: StopRequest, on_evaluation: OnEvaluation
                     _save(job, log)
     if fabric.is_global_zero:
         # it was evaluated at this step, if at all
-        metadata = describe_model(recipe, step=job.step, scores=job.scores)
+        metadata = describe_model(recipe, step=job.step, scores=job.scores if job.eval_set else ())
         assert job.folder is not None, "a run that is trained has a folder"
         write_model_file(job.folder / MODEL_FILE, job.model_state(), metadata)
     log.record("end", step=job.step, best_mean_iou=job.best_mean_iou if job.eval_set else None)
@@ -332,7 +374,8 @@ def _stop_if_asked(job: Job, log: RunLog, stop: StopRequest) -> None:
     if not max_over_ranks(stop.signum):
         return
     if job.saved_step != job.step or job.evaluation_pending:
-        job.save()
+        with _logged_bad_steps(job, log):
+            job.save()
     log.record("stop", step=job.step, signal=stop.signum)
     assert job.folder is not None, "a run that is trained has a folder"
     raise RunStopped(job.folder, step=job.step, signum=stop.signum)
@@ -341,7 +384,8 @@ def _stop_if_asked(job: Job, log: RunLog, stop: StopRequest) -> None:
 def _save(job: Job, log: RunLog) -> None:
     """Write a checkpoint; a disk that is full or fails stops the run only after some times in a row."""
     try:
-        job.save()
+        with _logged_bad_steps(job, log):
+            job.save()
         job.failed_saves = 0
     except RunError as error:
         if error.code != "E-RUN-012":
@@ -361,6 +405,27 @@ def _replaced(job: Job, log: RunLog) -> Callable[[str, NestsegError], None]:
         warnings.warn(f"{name} was replaced by another sample: {error}", BadSampleWarning, stacklevel=2)
 
     return note
+
+
+@contextmanager
+def _logged_bad_steps(job: Job, log: RunLog) -> Iterator[None]:
+    """Log the steps that turn out inside not to have been taken, also if they end the run.
+
+    Raises:
+        RunError: E-RUN-023, in place of torch's own error, if memory does not suffice.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # of one rank alone, perhaps: nothing is exchanged with the others
+        if is_out_of_memory(error):
+            raise out_of_memory_error(job) from error
+        raise
+    except NestsegError:
+        _log_bad_steps(job, log)
+        raise
+    else:
+        _log_bad_steps(job, log)
 
 
 def _log_bad_steps(job: Job, log: RunLog) -> None:
@@ -405,6 +470,10 @@ def _evaluate(job: Job, log: RunLog, stop: StopRequest, on_evaluation: OnEvaluat
     except EvaluationStopped:
         _stop_if_asked(job, log, stop)
         raise
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise out_of_memory_error(job, evaluating=True) from error
+        raise
     finally:
         job.stepper.model.train()
     job.evaluation_pending = False
@@ -418,7 +487,7 @@ def _evaluate(job: Job, log: RunLog, stop: StopRequest, on_evaluation: OnEvaluat
             protocol=result.protocol,
         ),
     )
-    best = scores.mean_iou > job.best_mean_iou
+    best, before = scores.mean_iou > job.best_mean_iou, job.best_mean_iou
     job.best_mean_iou = max(job.best_mean_iou, scores.mean_iou)
     log.record(
         "evaluation",
@@ -434,8 +503,10 @@ def _evaluate(job: Job, log: RunLog, stop: StopRequest, on_evaluation: OnEvaluat
         f"step {job.step}: {recipe.data.eval_split} mIoU {100 * scores.mean_iou:.2f} %, "
         f"pixel accuracy {100 * scores.pixel_accuracy:.2f} %, {result.num_images} images{' (best)' if best else ''}"
     )
-    if job.fabric.is_global_zero:
-        _keep_result(job, log, result, best=best)
+    kept = _keep_result(job, log, result, best=best) if job.fabric.is_global_zero else True
+    if best and not gather_from_ranks(kept)[0]:
+        # the file still holds the one before; the next that is better than that takes its place
+        job.best_mean_iou = before
     # all ranks ask, and give up together
     if on_evaluation is not None and max_over_ranks(on_evaluation(job.step, scores.mean_iou)):
         _give_up(job, log)
@@ -450,15 +521,19 @@ def _give_up(job: Job, log: RunLog) -> None:
     raise RunPruned(job.folder, step=job.step)
 
 
-def _keep_result(job: Job, log: RunLog, result: Evaluation, *, best: bool) -> None:
-    """Write the scores, and the model if it is the best; a full disk does not stop the run."""
+def _keep_result(job: Job, log: RunLog, result: Evaluation, *, best: bool) -> bool:
+    """Write the model if it is the best, and the scores; a full disk does not stop the run.
+
+    Returns:
+        Whether all could be written.
+    """
     assert job.folder is not None, "a run that is trained has a folder"
     metadata = describe_model(job.recipe, step=job.step, scores=job.scores)
     context = {"model": f"step {job.step} of {job.recipe.name}", "step": job.step, "versions": metadata.versions}
     try:
-        write_metrics(result, job.folder / "evaluation", context=context)
         if best:
             write_model_file(job.folder / BEST_FILE, job.model_state(), metadata)
+        write_metrics(result, job.folder / "evaluation", context=context)
     except (OSError, NestsegError) as error:
         failure = RunError(
             "E-RUN-018",
@@ -469,3 +544,5 @@ def _keep_result(job: Job, log: RunLog, result: Evaluation, *, best: bool) -> No
         )
         log.record("write_failed", step=job.step, error=str(failure))
         log.say(f"error: {failure}")
+        return False
+    return True
