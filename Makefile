@@ -5,9 +5,10 @@ PEERS ?= .venv-peers
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+LONG := benchmarks/camvid_from_scratch.py benchmarks/faults.py
 QUICK := tests/unit tests/contract tests/property tests/architecture tests/faults tests/e2e src
 
-.PHONY: demo test test-all check parity parity-peers golden faults docs bench clean
+.PHONY: demo test test-all check parity parity-peers golden faults docs bench bench-camvid clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -52,7 +53,10 @@ docs: $(INSTALLED)  ## write the generated pages
 	$(BIN)/python docs/generate_model_zoo.py
 
 bench: $(INSTALLED)  ## time what docs/log.md talks about; writes benchmarks/results
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out $(LONG),$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+
+bench-camvid: $(INSTALLED)  ## two hours: val mIoU beside segmentation_models_pytorch, from scratch
+	$(BIN)/python benchmarks/camvid_from_scratch.py
 
 clean:
 	rm -rf $(VENV) $(PEERS) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

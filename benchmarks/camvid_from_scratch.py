@@ -45,6 +45,7 @@ from nestseg.core.types import IGNORE_INDEX
 from nestseg.data.camvid import CamVid
 from nestseg.data.loader import BatchPlan, training_batches
 from nestseg.data.transforms import TrainTransform
+from nestseg.engine.job import open_job, scheduled_lr
 from nestseg.metrics.confusion import ConfusionMatrix
 from nestseg.metrics.iou import SegmentationScores, compute_scores
 from nestseg.models.segmenter import IMAGENET_MEAN, IMAGENET_STD
@@ -158,20 +159,18 @@ def describe_scores(scores: SegmentationScores) -> dict[str, Any]:
 
 def run_ours(data: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     engine = importlib.import_module("nestseg.engine.train")
-    train_step, evaluate = engine.train_step, engine.evaluate
+    evaluate = engine.evaluate
     calibration = Calibration("nestseg", work=arguments.work, timed_steps=arguments.timed_steps)
-
-    def timed_step(*given: Any, **more: Any) -> Any:
-        terms = train_step(*given, **more)
-        calibration.after_step()
-        return terms
-
-    engine.train_step = timed_step
     trial = ["data.num_workers=0", "schedule.max_steps=100000", "evaluation.every_steps=null"]
+    job = open_job(resolve_recipe(RECIPE, trial), data, run=None, device="cpu")
+    job.stepper.model.train()
+    batches = training_batches(job.dataset, job.transform, plan=job.plan, start=0, stop=job.max_steps)
     try:
-        engine.train(resolve_recipe(RECIPE, trial), data, run=arguments.work / "calibration", device="cpu")
+        for step, batch in enumerate(batches):
+            job.stepper.step(batch, step=step + 1, lr=scheduled_lr(job.recipe, step=step))
+            calibration.after_step()
     except CalibratedError:
-        engine.train_step = train_step
+        batches.close()
     steps = calibration.choose_steps(processor_minutes=arguments.processor_minutes, points=arguments.points)
 
     used: list[tuple[float, float]] = []
