@@ -262,12 +262,19 @@ class Job:
         """The records of the log, each of which must be whole."""
         return [json.loads(line) for line in (self.seen / "log.jsonl").read_text(encoding="utf-8").splitlines()]
 
-    def fingerprint(self) -> str:
-        """Hash what a finished run leaves: weights, BatchNorm, optimizer, EMA, random state, the published model."""
+    def fingerprint(self, *, best: bool = True) -> str:
+        """Hash what a finished run leaves: weights, BatchNorm, optimizer, EMA, random state, the published model.
+
+        Args:
+            best: Whether the score of best.safetensors is part of it; it is another where that file was not written.
+        """
         checkpoint = self.seen / "checkpoints" / f"step-{NUM_STEPS:08d}"
         digest = hashlib.sha256()
         _add_value(digest, load_file(checkpoint / "model.safetensors"))
-        _add_value(digest, torch.load(checkpoint / "state.pt", weights_only=True))
+        state = torch.load(checkpoint / "state.pt", weights_only=True)
+        if not best:
+            del state["best_mean_iou"]
+        _add_value(digest, state)
         _add_value(digest, load_file(self.seen / "model.safetensors"))
         return digest.hexdigest()
 

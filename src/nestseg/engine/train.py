@@ -525,15 +525,20 @@ def _keep_result(job: Job, log: RunLog, result: Evaluation, *, best: bool) -> bo
     """Write the model if it is the best, and the scores; a full disk does not stop the run.
 
     Returns:
-        Whether all could be written.
+        Whether the model could be written.
     """
     assert job.folder is not None, "a run that is trained has a folder"
-    metadata = describe_model(job.recipe, step=job.step, scores=job.scores)
+    folder, metadata = job.folder, describe_model(job.recipe, step=job.step, scores=job.scores)
     context = {"model": f"step {job.step} of {job.recipe.name}", "step": job.step, "versions": metadata.versions}
+    kept = not best or _write(job, log, lambda: write_model_file(folder / BEST_FILE, job.model_state(), metadata))
+    _write(job, log, lambda: write_metrics(result, folder / "evaluation", context=context))
+    return kept
+
+
+def _write(job: Job, log: RunLog, write: Callable[[], object]) -> bool:
+    """Write a file of an evaluation; say it if that fails, and return whether it did not."""
     try:
-        if best:
-            write_model_file(job.folder / BEST_FILE, job.model_state(), metadata)
-        write_metrics(result, job.folder / "evaluation", context=context)
+        write()
     except (OSError, NestsegError) as error:
         failure = RunError(
             "E-RUN-018",
