@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import faulthandler
 import gc
 import multiprocessing
 import os
@@ -100,6 +101,7 @@ def set_trap(dataset, step: int, place: int, trap: Callable[[], object]) -> str:
 
 
 def kill_self(how: int) -> None:
+    faulthandler.disable()  # pytest's would print every thread of a crash that is meant
     os.kill(os.getpid(), how)
 
 
