@@ -46,7 +46,7 @@ CASES = {
         ["data.batch_size=4", "data.crop_size=[128, 256]"],
     ),
 }
-PAIRS = {"demo (ResNeSt-14, 4 x 128x256)": 31, "ResNeSt-50-D16 FCN, 4 x 128x256": 25}
+PAIRS = {"demo (ResNeSt-14, 4 x 128x256)": 31, "ResNeSt-50-D16 FCN, 4 x 128x256": 15}
 STALL_CASE = ("fcn_resnest50-d16_toystreets", ["data.batch_size=4", "data.crop_size=[128, 256]"])
 
 
