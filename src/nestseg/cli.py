@@ -306,8 +306,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
     if not category.__module__.startswith("nestseg."):
         return
-    rank = os.environ.get("RANK", "0")
-    # what all ranks would say the first one says
+    rank = _rank()
     if rank == "0" or getattr(category, "of_one_rank", False):
         # a terminal that is gone must not make an error of a warning
         with suppress(OSError):
@@ -374,11 +373,12 @@ def _train(arguments: argparse.Namespace) -> int:
             notes=notes,
         )
     except RunStopped as stopped:
-        if os.environ.get("RANK", "0") == "0":
+        if _rank() == "0":
             with suppress(OSError):
                 sys.stderr.write(f"{stopped}\n")
         return STOPPED_EXIT_CODE
-    _say(str(model))
+    if _rank() == "0":
+        _say(str(model))
     return 0
 
 
@@ -405,6 +405,11 @@ def _tune(arguments: argparse.Namespace) -> int:
     for note in study_notes(result, root):
         _say(note)
     return 0
+
+
+def _rank() -> str:
+    """Place of this process among those that train one run; of what all would say, the first says it."""
+    return os.environ.get("RANK", "0")
 
 
 def _refuse(reason: str) -> int:
