@@ -3,7 +3,7 @@
 Run ``python benchmarks/faults.py``, or ``make faults FULL=1``; it runs the tests of ``tests/faults`` that train, as
 often as its options say, and writes what they counted to ``results/<version>/faults.json``: figures F1 to F4 and F12 to
 F15 of the fault list. A figure that no test noted is left out. Power cuts and full disks need root; what was
-skipped is written down.
+skipped is written down. Restarts after a killed rank (F4) are timed with nothing beside them.
 
 F15 is measured here: a checkpoint of 500 MB (flushed, hashed, read back, verified), beside the same bytes just written.
 """
@@ -34,12 +34,18 @@ from nestseg.recipes import named_recipe
 from nestseg.version import __version__
 
 ROOT = Path(__file__).parents[1]
-FILES = ("kills", "signals", "full_disk", "power_cut", "resume", "ranks", "launch")
+FILES = (
+    *(f"tests/faults/test_{name}.py" for name in ("kills", "signals", "full_disk", "power_cut", "resume", "ranks")),
+    "tests/architecture/test_determinism.py",
+)
+ALONE = "tests/faults/test_launch.py"
+"""Its restarts are timed: nothing runs beside it."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=200, help="at random times, over 16 kinds of runs")
+    parser.add_argument("--rank-kills", type=int, default=10, help="after which the launcher starts all ranks again")
     parser.add_argument("--power-cuts", type=int, default=20)
     parser.add_argument("--injected", type=int, default=100, help="runs with EIO, and as many with ENOSPC")
     parser.add_argument("--only", default="", metavar="WORDS", help="tests to run, as pytest -k has it; all without")
@@ -54,6 +60,7 @@ def main() -> None:
         "versions": versions(),
         "tests": tests,
         **summarise(notes),
+        "F13": {"audits_without_a_flagged_operation": tests.pop("audits_passed")},
         "F15": time_checkpoint(),
     }
     path = ROOT / "benchmarks" / "results" / __version__ / "faults.json"
@@ -64,31 +71,35 @@ def main() -> None:
 
 def run_tests(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Run the tests, which note figures in a folder; return how they ended."""
-    files = [f"tests/faults/test_{name}.py" for name in FILES]
-    command = [sys.executable, "-m", "pytest", "-v", "-n", "2", "-k", arguments.only]
-    command += [file for file in files if (ROOT / file).exists()]
     asked = {
         "NESTSEG_FAULT_FIGURES": str(folder),
         "NESTSEG_KILLS": str(arguments.kills),
+        "NESTSEG_RANK_KILLS": str(arguments.rank_kills),
         "NESTSEG_POWER_CUTS": str(arguments.power_cuts),
         "NESTSEG_INJECTED": str(arguments.injected),
         "OMP_NUM_THREADS": "1",
     }
     started = time.perf_counter()
-    with subprocess.Popen(command, cwd=ROOT, env=os.environ | asked, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        lines = []
-        for line in process.stdout:
-            sys.stderr.write(line)
-            lines.append(line.rstrip())
+    endings, lines = [], []
+    for words in (["-n", "2", *FILES], [ALONE]):
+        command = [sys.executable, "-m", "pytest", "-v", "-k", arguments.only, *words]
+        with subprocess.Popen(command, cwd=ROOT, env=os.environ | asked, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                sys.stderr.write(line)
+                lines.append(line.rstrip())
+        endings.append(lines[-1].strip("= "))
+    audits = [line for line in lines if "test_determinism.py::" in line and "deterministic" in line.split("::")[1]]
     return {
         "only": arguments.only,
         "kills": arguments.kills,
+        "rank_kills": arguments.rank_kills,
         "power_cuts": arguments.power_cuts,
         "injected": 2 * arguments.injected,
-        "ended": lines[-1].strip("= "),
+        "ended": endings,
         "failed": [line for line in lines if line.startswith(("FAILED", "ERROR"))],
         "skipped": [line for line in lines if line.startswith("SKIPPED")],
+        "audits_passed": sum("PASSED" in line for line in audits),
         "minutes": round((time.perf_counter() - started) / 60, 1),
     }
 
@@ -125,10 +136,19 @@ def summarise(notes: list[dict[str, Any]]) -> dict[str, Any]:
             "median_seconds": round(median(seconds), 2),
             "most_seconds": max(seconds),
         }
+    if restarts := by_figure.pop("F4", []):
+        seconds = [restart["seconds"] for restart in restarts]
+        result["F4"] = {
+            "killed_ranks": len(restarts),
+            "within_30_seconds": sum(second <= 30 for second in seconds),
+            "median_seconds": round(median(seconds), 1),
+            "most_seconds": max(seconds),
+            "equal": sum(restart["equal"] for restart in restarts),
+        }
     if errors := by_figure.pop("F14", []):
         codes = Counter(error["code"] for error in errors)
         result["F14"] = {"errors_with_place_reason_and_fix": len(errors), "codes": dict(sorted(codes.items()))}
-    # what other tests note is kept as it is: F4 and F12 of the ranks, F13 of the audit
+    # what other tests note is kept as it is: F12 of the ranks
     return result | dict(sorted(by_figure.items()))
 
 

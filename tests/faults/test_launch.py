@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -230,3 +232,66 @@ def test_job_scripts_for_slurm_end_as_the_training_ends(submit, script, code):
     ended, commands = submit(script, steps=1, code=code)
     assert ended == code
     assert "requeue" not in commands
+
+
+NUM_RANK_KILLS = int(os.environ.get("NESTSEG_RANK_KILLS", "3"))
+
+
+def find_ranks(launcher: int) -> list[int]:
+    """The processes of a launcher's ranks, in order of rank."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    places = [Path(f"/proc/{child}/environ").read_bytes().split(b"\0") for child in children]
+    ranks = [next(int(word[5:]) for word in words if word.startswith(b"RANK=")) for words in places]
+    return [int(child) for _, child in sorted(zip(ranks, children, strict=True))]
+
+
+def steps_of_sessions(log: Path) -> list[list[int]]:
+    """Steps that a run's log tells of, a list for each time that the run was started."""
+    sessions: list[list[int]] = []
+    for line in log.read_text().splitlines() if log.exists() else []:
+        record = json.loads(line)
+        if record["kind"] == "start":
+            sessions.append([])
+        elif record["kind"] == "step":
+            sessions[-1].append(record["step"])
+    return sessions
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the ranks in /proc")
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, NUM_RANK_KILLS))]
+)
+def test_t8_ranks_train_again_soon_after_one_was_killed(make_job, uninterrupted, note_figure, seed):
+    """F4: promised are 30 s on a quiet machine; tests share theirs, and the ranks import torch anew."""
+    draw = random.Random(seed)
+    victim, step = draw.randrange(2), draw.randint(2, 7)
+    job = make_job(ranks=2)
+    log, output = job.run / "log.jsonl", job.folder / "output.txt"
+
+    def wait_for(count: int, step: int) -> float:
+        end = time.monotonic() + 120
+        while not (len(found := steps_of_sessions(log)) == count and found[-1] and found[-1][-1] >= step):
+            assert time.monotonic() < end, output.read_text()
+            time.sleep(0.01)
+        return time.monotonic()
+
+    words = ["train", str(job.recipe), "--data", str(job.data), "--run", str(job.run), "--device", "cpu", "--devices=2"]
+    with (
+        output.open("w") as file,
+        subprocess.Popen(
+            [sys.executable, "-m", "nestseg", *words],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        ) as launcher,
+    ):
+        wait_for(1, step)
+        os.kill(find_ranks(launcher.pid)[victim], signal.SIGKILL)
+        killed = time.monotonic()
+        seconds = round(wait_for(2, 1) - killed, 1)
+        assert launcher.wait(120) == 0, output.read_text()
+    equal = job.fingerprint() == uninterrupted(ranks=2).fingerprint
+    note_figure("F4", seed=seed, rank=victim, killed_after_step=step, seconds=seconds, equal=equal)
+    assert f"rank {victim} was killed by SIGKILL; all start again (1 of 3)" in output.read_text()
+    assert equal
+    assert seconds < 90

@@ -217,7 +217,7 @@ def count(rank, world_size):
 """
 
 
-def test_f12_ranks_count_every_pixel_once_for_any_number_of_images(fork_server):
+def test_f12_ranks_count_every_pixel_once_for_any_number_of_images(fork_server, note_figure):
     alone: dict = {}
     exec(COUNT, alone)
     expected = alone["count"](0, 1)
@@ -244,6 +244,7 @@ os._exit(0)
             ending = rank.wait()
             assert ending.code == 0, ending.output
             assert json.loads(ending.output) == expected
+        note_figure("F12", ranks=world_size, images="1 to 17", integer_equal=True)
 
 
 # what depends on how a batch is split is switched off, so that only the split itself is tested

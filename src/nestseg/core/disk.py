@@ -6,6 +6,7 @@ import hashlib
 import os
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -59,6 +60,19 @@ def sync_file(path: Path) -> None:
         raise
     finally:
         os.close(descriptor)
+
+
+def flushed_sha256(path: Path) -> str:
+    """Flush a file to the disk, and meanwhile hash it: 64 hex digits.
+
+    Raises:
+        OSError: If it cannot be flushed or read.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        flushed = pool.submit(sync_file, path)
+        digest = sha256_of(path)
+        flushed.result()
+    return digest
 
 
 def cache_folder() -> Path:

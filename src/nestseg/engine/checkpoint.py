@@ -89,15 +89,17 @@ def save_checkpoint(
     try:
         temporary.mkdir(parents=True)
         _check_space(temporary, needed=int(_SPACE_FACTOR * (_num_bytes(model) + _num_bytes(state))))
-        write_model_file(temporary / MODEL_FILE, model, metadata)
-        write_torch_file(temporary / STATE_FILE, state)
+        digests = {
+            MODEL_FILE: write_model_file(temporary / MODEL_FILE, model, metadata),
+            STATE_FILE: write_torch_file(temporary / STATE_FILE, state),
+        }
         meta = {
             "format": FORMAT,
             "step": metadata.step,
             "versions": metadata.versions,
             "environment": dict(environment),
             "state": _digest_structure(state),
-            "sha256": _hash_files(temporary),
+            "sha256": digests,
         }
         (temporary / META_FILE).write_text(json.dumps(meta, indent=2), encoding="utf-8")
         sync_file(temporary / META_FILE)

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from nestseg.core.disk import replaced_file
+from nestseg.core.disk import flushed_sha256, replaced_file
 from nestseg.core.errors import WeightsError
 from nestseg.store.headers import read_header
 from nestseg.store.kinds import find_kind, show_text
@@ -45,13 +45,16 @@ class RawCheckpoint(NamedTuple):
     """What stands beside them, plain values only; the entries of a table ``meta`` (mmsegmentation) are among them."""
 
 
-def write_model_file(path: Path, state: Mapping[str, Tensor], metadata: ModelMetadata) -> None:
+def write_model_file(path: Path, state: Mapping[str, Tensor], metadata: ModelMetadata) -> str:
     """Write weights and metadata as safetensors, whole or not at all.
 
     Args:
         path: Where to; an older file there stays until the new one is on disk.
         state: A state dict, any device and dtype.
         metadata: What the weights mean.
+
+    Returns:
+        The sha256 of the file.
 
     Raises:
         WeightsError: If it cannot be written; the older file is then left as it was.
@@ -60,6 +63,7 @@ def write_model_file(path: Path, state: Mapping[str, Tensor], metadata: ModelMet
     try:
         with replaced_file(path) as temporary:
             save_file(tensors, temporary, metadata={METADATA_KEY: metadata.model_dump_json()})
+            return flushed_sha256(temporary)
     except (OSError, safetensors.SafetensorError) as error:
         raise WeightsError(
             "E-WEIGHTS-006",
@@ -146,20 +150,25 @@ def read_checkpoint(path: Path) -> RawCheckpoint:
         return RawCheckpoint(_take_tensors(table), _keep_plain(beside))
 
 
-def write_torch_file(path: Path, values: Mapping[str, Any]) -> None:
+def write_torch_file(path: Path, values: Mapping[str, Any]) -> str:
     """Write a torch pickle of tensors and plain values, whole or not at all; the one place that does.
 
     Args:
         path: Where to; an older file there stays until the new one is on disk.
         values: What `read_torch_file` gives back.
 
+    Returns:
+        The sha256 of the file.
+
     Raises:
         OSError: If it cannot be written.
         RuntimeError: If it cannot be written; torch makes this of a full disk.
     """
     # an open file: torch names the archive after the path, which may not start with a dot
-    with replaced_file(path) as temporary, temporary.open("wb") as file:
-        torch.save(dict(values), file)
+    with replaced_file(path) as temporary:
+        with temporary.open("wb") as file:
+            torch.save(dict(values), file)
+        return flushed_sha256(temporary)
 
 
 def read_torch_file(path: Path) -> Any:
