@@ -15,6 +15,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	# the authors' package, a reference of the parity tests; what it says it needs (nose, scipy, ...) is for training
 	$(BIN)/python -m pip install --quiet --no-deps resnest==0.0.5
+	# what scores must equal; what it says it needs are windows to label pictures in
+	$(BIN)/python -m pip install --quiet --no-deps cityscapesscripts==2.3.0 pyquaternion==0.9.9
 	touch $(INSTALLED)
 
 demo: $(INSTALLED)  ## train, evaluate and draw a small model on drawn streets

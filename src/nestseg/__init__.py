@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from nestseg.core.taxonomy import Taxonomy
     from nestseg.core.types import Sample, SegLogits
     from nestseg.data.opening import open_dataset
-    from nestseg.engine.evaluate import evaluate_model
+    from nestseg.engine.evaluate_model import evaluate_model
     from nestseg.engine.predict import predict_files
     from nestseg.engine.train import train
     from nestseg.inference.predictor import Prediction, Predictor
@@ -35,7 +35,7 @@ _HOME = {
     "Segmenter": "nestseg.models.segmenter",
     "Taxonomy": "nestseg.core.taxonomy",
     "create_model": "nestseg.models.segmenter",
-    "evaluate_model": "nestseg.engine.evaluate",
+    "evaluate_model": "nestseg.engine.evaluate_model",
     "load_model": "nestseg.build",
     "load_predictor": "nestseg.build",
     "open_dataset": "nestseg.data.opening",

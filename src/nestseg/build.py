@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +39,14 @@ from nestseg.data.opening import open_custom, open_dataset
 from nestseg.data.spec import DatasetSpec
 from nestseg.data.stats import class_weights
 from nestseg.data.transforms import TrainTransform
+from nestseg.inference.modes import Mode, MultiScale, Slide, Whole
 from nestseg.inference.predictor import Predictor
 from nestseg.losses.criterion import Criterion, LossTerm
 from nestseg.models.resnest import ResNeSt
 from nestseg.models.segmenter import Segmenter, create_model
 from nestseg.models.timm_backbone import TIMM_PREFIX, TimmBackbone, get_timm_normalization
-from nestseg.recipe import PhotometricSection, Recipe
-from nestseg.recipes import evaluation_base_size
+from nestseg.recipe import EvaluationSection, PhotometricSection, Recipe, validate_evaluation
+from nestseg.recipes import change_evaluation, evaluation_base_size
 from nestseg.store.files import load_strictly
 from nestseg.store.metadata import Architecture, ModelMetadata, Score
 from nestseg.version import __version__
@@ -353,14 +354,51 @@ def versions() -> dict[str, str]:
     return {"nestseg": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
-def build_predictor(model: Segmenter, metadata: ModelMetadata) -> Predictor:
-    """Wrap a model and what it means, on whatever device it is; it is put into evaluation mode."""
+def evaluation_of(metadata: ModelMetadata, overrides: Sequence[str] = ()) -> EvaluationSection:
+    """Return how a model is scored: as its recipe says, else whole images at the size of its data set's protocol.
+
+    Args:
+        metadata: What the model means.
+        overrides: ``"evaluation.field=value"``, see `change_evaluation`.
+
+    Raises:
+        RecipeError: If an override makes no sense.
+    """
+    known = (metadata.recipe or {}).get("evaluation", {})
+    # those of the metadata are what predictors went by before a recipe said more
+    values = {**known, "base_size": metadata.base_size, "logits_resizes": metadata.logits_resizes}
+    return change_evaluation(validate_evaluation(values, source="model"), overrides, source="--set")
+
+
+def build_mode(evaluation: EvaluationSection) -> Mode:
+    """Return the way from an image to logits that a recipe means: windows inside scales, as is published."""
+    mode: Mode = Whole()
+    if evaluation.window is not None:
+        mode = Slide(window=evaluation.window, stride=evaluation.window_stride, blend=evaluation.blend)
+    if evaluation.scales != (1.0,) or evaluation.flip:
+        mode = MultiScale(scales=evaluation.scales, flip=evaluation.flip, average=evaluation.average, inner=mode)
+    return mode
+
+
+def build_predictor(model: Segmenter, metadata: ModelMetadata, *, overrides: Sequence[str] = ()) -> Predictor:
+    """Wrap a model and what it means, on whatever device it is; it is put into evaluation mode.
+
+    Args:
+        model: The network.
+        metadata: What it means, and how it is scored.
+        overrides: See `evaluation_of`.
+
+    Raises:
+        RecipeError: If an override makes no sense.
+    """
+    evaluation = evaluation_of(metadata, overrides)
     model.eval()
     return Predictor(
         lambda image: model(image).main,
         metadata.taxonomy,
-        base_size=metadata.base_size,
-        logits_resizes=metadata.logits_resizes,
+        base_size=evaluation.base_size,
+        logits_resizes=evaluation.logits_resizes,
+        mode=build_mode(evaluation),
         align_corners=metadata.architecture.align_corners,
         in_channels=len(metadata.architecture.mean),
         image_dtype=metadata.image_dtype,
@@ -399,24 +437,26 @@ def load_model(
     return _make_model(found, device=device)
 
 
-def load_predictor(source: str | Path, *, device: str = "auto") -> Predictor:
+def load_predictor(source: str | Path, *, device: str = "auto", overrides: Sequence[str] = ()) -> Predictor:
     """Load a trained network, ready to label images.
 
     Args:
         source: See `load_model`.
         device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``mps``.
+        overrides: Changes of how the model is scored, such as ``"evaluation.flip=true"``.
 
     Raises:
         RunError: If there is no such file.
         WeightsError: If it cannot be read.
+        RecipeError: If an override makes no sense.
     """
-    return open_predictor(source, device=device)[0]
+    return open_predictor(source, device=device, overrides=overrides)[0]
 
 
-def open_predictor(source: str | Path, *, device: str) -> tuple[Predictor, FoundModel]:
+def open_predictor(source: str | Path, *, device: str, overrides: Sequence[str] = ()) -> tuple[Predictor, FoundModel]:
     """Load a trained network, and say which file it was and what it means; arguments and errors as `load_predictor`."""
     found = find_model(source)
-    return build_predictor(_make_model(found, device=device), found.metadata), found
+    return build_predictor(_make_model(found, device=device), found.metadata, overrides=overrides), found
 
 
 def find_model(

@@ -108,13 +108,35 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="default: evaluation beside the model file, or here for a published name",
     )
+    evaluate.add_argument(
+        "--submission", type=Path, metavar="DIR", help="write label maps for the benchmark's server, and score nothing"
+    )
+    evaluate.add_argument(
+        "--skip-bad", action="store_true", help="score the rest where files are bad; the result is marked PARTIAL"
+    )
+    _add_set(evaluate, "change how the model is scored: evaluation.FIELD=VALUE")
     _add_device(evaluate)
+
+    compare = verbs.add_parser("compare", help="is the difference of two models more than chance?")
+    compare.add_argument("models", nargs=2, metavar="RUN|MODEL", help=_MODEL_HELP)
+    compare.add_argument("--data", type=Path, metavar="ROOT", help="folder of the data set (none for toystreets)")
+    compare.add_argument("--split", metavar="SPLIT", help="which part of it (default: the first model's, mostly val)")
+    compare.add_argument("--out", type=Path, metavar="FILE.json", help="write the figures as JSON too")
+    _add_set(compare, "change how both are scored: evaluation.FIELD=VALUE")
+    _add_device(compare)
 
     predict = verbs.add_parser("predict", help="label pictures")
     predict.add_argument("model", metavar="RUN|MODEL", help=_MODEL_HELP)
     predict.add_argument("inputs", type=Path, nargs="+", metavar="INPUT", help="picture files, or folders of them")
     predict.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets STEM.png and STEM_overlay.png")
     predict.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
+    predict.add_argument(
+        "--max-pixels",
+        type=int,
+        metavar="N",
+        help="cap of pictures that are decoded whole: PNG, JPEG, WebP, BMP (default: 89478485)",
+    )
+    _add_set(predict, "change how the model is used: evaluation.FIELD=VALUE, such as evaluation.window=[512,512]")
     _add_device(predict)
 
     _add_data(verbs)
@@ -123,7 +145,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     demo = verbs.add_parser("demo", help="train, evaluate and draw a small model on drawn streets, in minutes")
     demo.add_argument("--run", type=Path, default=Path("runs/demo"), metavar="RUN", help="default: %(default)s")
-    for verb in (recipes, show, train, tune, evaluate, predict, demo):
+    for verb in (recipes, show, train, tune, evaluate, compare, predict, demo):
         _add_debug(verb)
     return parser
 
@@ -244,14 +266,14 @@ def _add_dataset(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_set(parser: argparse.ArgumentParser) -> None:
+def _add_set(parser: argparse.ArgumentParser, what: str = "change a field of the recipe") -> None:
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         dest="overrides",
         metavar="FIELD=VALUE",
-        help="change a field of the recipe; the value is read as YAML; may be repeated",
+        help=f"{what}; the value is read as YAML; may be repeated",
     )
 
 
@@ -436,32 +458,84 @@ def _resolve(arguments: argparse.Namespace, overrides: Sequence[str]) -> tuple[R
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from nestseg.engine.evaluate import evaluate_model, format_scores
+    if arguments.submission is not None:
+        return _submit(arguments)
+    from nestseg.engine.evaluate import format_scores
+    from nestseg.engine.evaluate_model import evaluate_model
+    from nestseg.engine.evaluation_files import REPORT_FILE
 
     result = evaluate_model(
         arguments.model,
         arguments.data,
         split=arguments.split,
         out=arguments.out,
+        skip_bad=arguments.skip_bad,
+        overrides=arguments.overrides,
         device=arguments.device,
         on_image=_show_count,
     )
+    for error in result.skipped:
+        sys.stderr.write(f"error: {error}\n")
     _say(format_scores(result))
-    _say(f"written to {result.folder}")
+    assert result.folder is not None, "the command writes results"
+    _say(f"report: {result.folder / REPORT_FILE}")
+    return 3 if result.skipped else 0
+
+
+def _submit(arguments: argparse.Namespace) -> int:
+    from nestseg.engine.submit import submit_model
+
+    if arguments.split is None or arguments.skip_bad or arguments.out is not None:
+        sys.stderr.write("nestseg evaluate: --submission takes --split, and neither --skip-bad nor --out\n")
+        return 2
+    submission = submit_model(
+        arguments.model,
+        arguments.data,
+        split=arguments.split,
+        folder=arguments.submission,
+        overrides=arguments.overrides,
+        device=arguments.device,
+        on_image=_show_count,
+    )
+    _say(f"{submission.num_images} label maps in {submission.folder}, not scored; {submission.upload}")
+    return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from nestseg.engine.compare import compare_models, format_comparison
+
+    comparison = compare_models(
+        arguments.models[0],
+        arguments.models[1],
+        arguments.data,
+        split=arguments.split,
+        out=arguments.out,
+        overrides=arguments.overrides,
+        device=arguments.device,
+        on_image=_show_count,
+    )
+    _say(format_comparison(comparison))
     return 0
 
 
 def _predict(arguments: argparse.Namespace) -> int:
+    from PIL import Image
+
     from nestseg.build import load_predictor
+    from nestseg.core.image_io import MAX_PIXELS
     from nestseg.engine.predict import predict_files
 
-    predictor = load_predictor(arguments.model, device=arguments.device)
+    predictor = load_predictor(arguments.model, device=arguments.device, overrides=arguments.overrides)
+    max_pixels = MAX_PIXELS if arguments.max_pixels is None else arguments.max_pixels
+    Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow has one of its own
     result = predict_files(
         predictor,
         arguments.inputs,
         out=arguments.out,
         overwrite=arguments.overwrite,
+        max_pixels=max_pixels,
         on_file=lambda file: _say(str(file)),
+        on_note=_note,
     )
     for file in result.skipped:
         sys.stderr.write(f"skipped {file}: its outputs exist; replace them with --overwrite\n")
@@ -595,13 +669,18 @@ def _runs(arguments: argparse.Namespace) -> int:
 def _demo(arguments: argparse.Namespace) -> int:
     from nestseg.engine.demo import demo
     from nestseg.engine.evaluate import format_scores
+    from nestseg.engine.evaluation_files import REPORT_FILE
 
     result = demo(arguments.run)
     run: Path = arguments.run
     _say(format_scores(result))
-    _say(f"pictures: {run}/evaluation/pictures, {run}/prediction")
+    _say(f"report: {run}/evaluation/{REPORT_FILE}; a predicted street: {run}/prediction")
     _say(f"next: nestseg predict {run} {run}/street.png --out labels")
     return 0
+
+
+def _note(line: str) -> None:
+    sys.stderr.write(line + "\n")
 
 
 def _say(line: str) -> None:
@@ -638,6 +717,7 @@ _VERBS = {
     "train": _train,
     "tune": _tune,
     "evaluate": _evaluate,
+    "compare": _compare,
     "predict": _predict,
     "data": _data,
     "weights": _weights,

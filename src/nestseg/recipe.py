@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -448,10 +448,36 @@ class EvaluationSection(Section):
     """[short, long] that an image is resized to, keeping its ratio; null scores images as they are."""
     logits_resizes: Literal[1, 2] = 1
     """1: logits are upsampled straight to the image's own size. 2: first to the size the network saw."""
+    window: SizeField | None = None
+    """[height, width] of windows that slide over the resized image; null gives the network the whole image."""
+    window_stride: SizeField | None = None
+    """Steps of the windows; null means two thirds of the window, rounded up."""
+    blend: Literal["flat", "linear", "hann"] = "flat"
+    """Weights by which overlapping windows are averaged."""
+    scales: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (1.0,)
+    """Multiples of base_size whose results are averaged."""
+    flip: bool = False
+    """Average with the mirrored image, at each scale."""
+    average: Literal["probability", "logit"] = "probability"
+    """What is averaged over scales and flips."""
     every_steps: Positive | None = 5000
     """Steps between evaluations during training, one more at the end; null means none."""
     max_images: Positive | None = None
     """Evaluate only the first so many images during training; null means all."""
+
+    @model_validator(mode="after")
+    def _check_windows(self) -> EvaluationSection:
+        if self.window_stride is not None and self.window is None:
+            raise ValueError("evaluation.window_stride is set without evaluation.window")
+        steps = zip(self.window_stride or (), self.window or (), strict=False)
+        if any(step > side for step, side in steps):
+            raise ValueError(
+                f"evaluation.window_stride {self.window_stride} leaves gaps between windows of {self.window}; allowed "
+                "up to the window"
+            )
+        if self.window is None and self.blend != "flat":
+            raise ValueError("evaluation.blend is for windows that overlap; set evaluation.window too")
+        return self
 
 
 class LogSection(Section):
@@ -624,8 +650,24 @@ def validate_recipe(values: dict[str, Any], *, source: str) -> Recipe:
     Raises:
         RecipeError: Naming each wrong field, what it may be, and the nearest key for an unknown one.
     """
+    return _validate(Recipe, values, source=source)
+
+
+class _EvaluationAlone(Section):
+    evaluation: EvaluationSection
+
+
+def validate_evaluation(values: dict[str, Any], *, source: str) -> EvaluationSection:
+    """Turn plain values into the section that says how a model is scored; errors as of `validate_recipe`."""
+    return _validate(_EvaluationAlone, {"evaluation": values}, source=source).evaluation
+
+
+_S = TypeVar("_S", bound=Section)
+
+
+def _validate(section: type[_S], values: dict[str, Any], *, source: str) -> _S:
     try:
-        return Recipe.model_validate(values)
+        return section.model_validate(values)
     except ValidationError as error:
         # a value that fits none of several types is one problem, not one a type
         problems = list(dict.fromkeys(_describe(dict(problem)) for problem in error.errors()))

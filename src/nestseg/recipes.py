@@ -24,7 +24,7 @@ from nestseg.core.types import Segmentor, Size
 from nestseg.data.datasets import DATASETS
 from nestseg.data.derive import DatasetFacts, derive_recipe
 from nestseg.data.spec import DatasetSpec
-from nestseg.recipe import Recipe, known_fields, validate_recipe
+from nestseg.recipe import EvaluationSection, Recipe, known_fields, validate_evaluation, validate_recipe
 
 SEGMENTORS: tuple[str, ...] = get_args(Segmentor)
 BACKBONES = (
@@ -404,6 +404,39 @@ def evaluation_base_size(dataset: str) -> Size | None:
     """
     size: Size | None = _DATASET_SECTIONS.get(dataset, {}).get("evaluation", {}).get("base_size")
     return size
+
+
+def change_evaluation(section: EvaluationSection, overrides: Sequence[str], *, source: str) -> EvaluationSection:
+    """Return how a trained model is scored, with ``--set`` overrides.
+
+    Args:
+        section: What its recipe says.
+        overrides: ``"evaluation.field=value"``.
+        source: Names it in errors.
+
+    Raises:
+        RecipeError: For a field that is not of the evaluation, or that says when a training evaluates; and as
+            `parse_override`.
+
+    Example:
+        >>> section = named_recipe("demo").evaluation
+        >>> change_evaluation(section, ["evaluation.flip=true"], source="demo").flip
+        True
+    """
+    values = section.model_dump(mode="json")
+    for text in overrides:
+        field, value = parse_override(text)
+        name = field.removeprefix("evaluation.")
+        if name == field or name in ("every_steps", "max_images"):
+            allowed = (known for known in values if known not in ("every_steps", "max_images"))
+            raise RecipeError(
+                "E-RECIPE-013",
+                f"{field} no longer decides anything once a model is trained",
+                fix="change one of: " + ", ".join(f"evaluation.{known}" for known in allowed),
+                path=f"--set {text}",
+            )
+        values[name] = value
+    return validate_evaluation(values, source=source)
 
 
 def parse_override(text: str) -> tuple[str, Any]:

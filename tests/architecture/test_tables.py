@@ -38,7 +38,8 @@ CODE = re.compile(r"E-[A-Z]+-\d{3}")
 # One meaning that is found out in more than one place. Any other code belongs to one module.
 SHARED_CODES = {
     "E-DATA-010": {"core/image_io.py", "data/dataset.py"},  # a file or folder that cannot be read
-    "E-DATA-014": {"data/dataset.py", "metrics/confusion.py"},  # a label value that is not allowed
+    # a label value that is not allowed
+    "E-DATA-014": {"data/dataset.py", "metrics/confusion.py", "metrics/label_maps.py"},
     "E-DATA-020": {"data/dataset.py", "data/ade20k.py"},  # a folder without the layout
     "E-RECIPE-003": {"recipe.py", "recipes.py"},  # a value that the field cannot have
 }

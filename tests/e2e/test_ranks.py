@@ -16,7 +16,7 @@ import torch
 from torch.distributed.run import get_args_parser
 
 from nestseg.cli import build_parser
-from nestseg.engine.evaluate import evaluate_model
+from nestseg.engine.evaluate_model import evaluate_model
 from nestseg.store.files import read_model_file
 
 SETTINGS = (

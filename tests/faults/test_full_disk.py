@@ -23,7 +23,9 @@ def failures(job) -> list[int]:
 
 def finish_and_compare(job, uninterrupted) -> None:
     job.finish()
-    assert job.fingerprint() == uninterrupted().fingerprint
+    # a run goes by the best model that it could write, see `best.safetensors`
+    best = not any(record["kind"] == "write_failed" for record in job.records())
+    assert job.fingerprint(best=best) == uninterrupted().job.fingerprint(best=best)
     assert not list(job.seen.rglob(".tmp-*"))
 
 

@@ -9,7 +9,7 @@ import pytest
 from nestseg.core.errors import DataError
 from nestseg.data.datasets import DATASETS
 from nestseg.metrics.confusion import ConfusionMatrix
-from nestseg.metrics.iou import compute_scores
+from nestseg.metrics.iou import compute_scores, final_score
 
 
 def _count(labels: list[int], target: list[int], *, num_classes: int) -> ConfusionMatrix:
@@ -168,3 +168,98 @@ def test_only_ade20k_counts_absent_classes_as_zero() -> None:
 def test_metrics_can_be_imported_without_torch() -> None:
     code = "import sys, nestseg.metrics.iou; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_predictions_on_void_pixels_are_kept_apart_by_class() -> None:
+    confusion = _count([0, 1, 1, 7, 255, 0], [255, 255, 255, 255, 255, 0], num_classes=3)
+    assert confusion.counts.tolist() == [[1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    assert confusion.void_counts is not None
+    assert confusion.void_counts.tolist() == [1, 2, 0, 2]
+    assert confusion.void_counts.dtype == np.int64
+
+
+def test_void_counts_of_another_ignored_value_are_those_of_that_value() -> None:
+    confusion = ConfusionMatrix(2, ignore_index=2)
+    confusion.update(np.array([[0, 1, 1]], np.uint8), np.array([[2, 2, 1]], np.uint8))
+    assert confusion.void_counts is not None
+    assert confusion.void_counts.tolist() == [1, 1, 0]
+
+
+def test_void_counts_add_up_and_are_unknown_where_a_part_does_not_know_them() -> None:
+    known = _count([0], [255], num_classes=2)
+    assert known.void_counts is not None
+    rebuilt = ConfusionMatrix.from_counts(known.counts, known.void_counts)
+    rebuilt.update(np.ones((1, 1), np.uint8), np.full((1, 1), 255, np.uint8))
+    summed = rebuilt + known
+    assert summed.void_counts is not None
+    assert (summed.void_counts.tolist(), known.void_counts.tolist()) == ([2, 1, 0], [1, 0, 0])
+    unknown = ConfusionMatrix.from_counts(known.counts)
+    unknown.update(np.zeros((1, 1), np.uint8), np.full((1, 1), 255, np.uint8))
+    assert unknown.void_counts is (unknown + known).void_counts is (known + unknown).void_counts is None
+
+
+@pytest.mark.parametrize("void_counts", [np.zeros(2, np.int64), np.zeros(3), np.full(3, -1)])
+def test_void_counts_that_do_not_fit_are_refused(void_counts: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        ConfusionMatrix.from_counts(np.zeros((2, 3), np.int64), void_counts)
+
+
+def test_dice_precision_and_weighted_iou_of_a_small_example_are_the_hand_computed_ones() -> None:
+    # Class 0: 3 pixels, predicted 3 times, 2 right. Class 1: 3 pixels, predicted 2 times, 1 right, once as no class.
+    scores = compute_scores(_count([0, 0, 1, 1, 0, 255], [0, 0, 0, 1, 1, 1], num_classes=2), absent="skip")
+    assert scores.iou_per_class == (2 / 4, 1 / 4)
+    assert scores.dice_per_class == (4 / 6, 2 / 5)
+    assert scores.mean_dice == pytest.approx((4 / 6 + 2 / 5) / 2, rel=1e-15)
+    assert scores.precision_per_class == (2 / 3, 1 / 2)
+    assert scores.mean_precision == pytest.approx(7 / 12, rel=1e-15)
+    assert scores.accuracy_per_class == (2 / 3, 1 / 3)
+    assert scores.frequency_weighted_iou == pytest.approx(0.5 * 2 / 4 + 0.5 * 1 / 4, rel=1e-15)
+    assert scores.void == "skip"
+
+
+def test_the_void_rule_makes_predictions_on_void_pixels_false_positives_and_moves_nothing_else() -> None:
+    confusion = _count([0, 1, 1, 1, 1, 255], [0, 1, 1, 255, 255, 255], num_classes=2)
+    skipped, counted = (compute_scores(confusion, absent="skip", void=rule) for rule in ("skip", "false_positive"))
+    assert (skipped.iou_per_class, counted.iou_per_class) == ((1.0, 1.0), (1.0, 2 / 4))
+    assert (skipped.precision_per_class, counted.precision_per_class) == ((1.0, 1.0), (1.0, 2 / 4))
+    assert (skipped.dice_per_class, counted.dice_per_class) == ((1.0, 1.0), (1.0, 4 / 6))
+    assert counted.frequency_weighted_iou == pytest.approx(1 / 3 + 2 / 3 * 2 / 4, rel=1e-15)
+    assert skipped.accuracy_per_class == counted.accuracy_per_class == (1.0, 1.0)
+    assert skipped.pixel_accuracy == counted.pixel_accuracy == 1
+    assert (skipped.void, counted.void) == ("skip", "false_positive")
+
+
+def test_a_class_that_is_predicted_on_void_pixels_only_is_absent_by_one_rule_and_wrong_by_the_other() -> None:
+    confusion = _count([0, 1], [0, 255], num_classes=2)
+    assert compute_scores(confusion, absent="skip").iou_per_class == (1.0, None)
+    scores = compute_scores(confusion, absent="skip", void="false_positive")
+    assert (scores.iou_per_class, scores.num_classes_counted, scores.mean_iou) == ((1.0, 0.0), 2, 0.5)
+
+
+def test_the_void_rule_cannot_be_asked_of_counts_that_do_not_know_it() -> None:
+    confusion = ConfusionMatrix.from_counts(_count([0], [0], num_classes=2).counts)
+    assert compute_scores(confusion, absent="skip").mean_iou == 1
+    with pytest.raises(ValueError, match="void_counts are not known"):
+        compute_scores(confusion, absent="skip", void="false_positive")
+
+
+@pytest.mark.parametrize(("absent", "mean"), [("skip", None), ("zero", 0.0)])
+def test_no_precision_is_none_where_no_class_is_predicted_at_all(absent: str, mean: float | None) -> None:
+    scores = compute_scores(_count([255, 255], [0, 1], num_classes=2), absent=absent)  # type: ignore[arg-type]
+    assert scores.precision_per_class == (None, None)
+    assert scores.mean_precision == mean
+    assert scores.mean_iou == scores.mean_dice == scores.frequency_weighted_iou == 0
+
+
+def test_final_score_is_the_mean_of_pixel_accuracy_and_mean_iou() -> None:
+    scores = compute_scores(_count([0, 0, 1, 1, 0], [0, 0, 0, 1, 1], num_classes=2), absent="zero")
+    assert final_score(scores) == pytest.approx((3 / 5 + 5 / 12) / 2, rel=1e-15)
+
+
+def test_more_pixels_than_float32_can_count_are_exact_in_all_counts() -> None:
+    # 2^24 + 1 is the first whole number that float32 does not have; 2^53 + 1 the first that float64 does not have.
+    for count in (2**24, 2**53):
+        big = ConfusionMatrix.from_counts(np.array([[count, 0]]), np.array([count, 0]))
+        summed = big + _count([0, 0], [0, 255], num_classes=1)
+        assert summed.void_counts is not None
+        assert (int(summed.counts[0, 0]), int(summed.void_counts[0])) == (count + 1, count + 1)

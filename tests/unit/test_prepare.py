@@ -644,7 +644,8 @@ def test_real_cityscapes_from_its_archives(tmp_path):
     pack(real / "gtFine", tmp_path / "gtFine_trainvaltest.zip", "gtFine/")
     prepared = prepare(without_hashes("cityscapes"), tmp_path / "root", archives=tmp_path)
     assert_same_samples("cityscapes", prepared.data, real, ("train", "val"))
-    assert not list(prepared.data.rglob("*instanceIds*"))
+    instances, labels = (list(prepared.data.rglob(f"*_{kind}Ids.png")) for kind in ("instance", "label"))
+    assert len(instances) == len(labels) > 0
 
 
 def test_real_camvid_is_taken_as_it_was_unpacked(tmp_path):

@@ -15,7 +15,7 @@ import tokenize
 import zlib
 from pathlib import Path
 from types import ModuleType
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from PIL import Image, UnidentifiedImageError
 
 from nestseg.core.disk import replaced_file
 from nestseg.core.errors import DataError
-from nestseg.core.types import ImageDtype
+from nestseg.core.types import ImageDtype, Size
 
 ImageSource = str | Path | bytes | BinaryIO
 """A file by its path, or its encoded content."""
@@ -34,17 +34,20 @@ IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 MAX_PIXELS = 89_478_485
 """Default cap on height * width: a picture of 256 MiB at three bytes a pixel, as in Pillow."""
 
-# What Pillow raises on damaged bytes. 60,000 damaged files of these formats gave the first three; the others
-# are what its parsers, written in Python, could let through.
-_DAMAGE = (
+DAMAGE = (
     *(OSError, SyntaxError, ValueError),
     *(EOFError, LookupError, TypeError, ArithmeticError, struct.error, zlib.error),
 )
+"""What Pillow raises on damaged bytes. 60,000 damaged files of these formats gave the first three; the others are what
+its parsers, written in Python, could let through."""
 
 _CONVERTIBLE = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"})
 
-_NPY = b"\x93NUMPY"
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two are BigTIFF
+NPY_START = b"\x93NUMPY"
+"""The first bytes of an npy file."""
+
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""The first bytes of a TIFF file; the last two are BigTIFF."""
 
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
@@ -79,7 +82,7 @@ def read_image(
     samples 8 bits are the high byte, as above.
 
     ===========  ================================================================================
-    1 channel    any format; 16 bits in PNG, TIFF and npy, floats in TIFF and npy
+    1 channel    any format; 16 bits in PNG, TIFF and npy, floats in TIFF (big-endian: by tifffile) and npy
     2, 4         8 bits: any format that can hold them (TIFF by tifffile); else TIFF and npy
     3, 16 bits   TIFF by tifffile, and npy: Pillow keeps only the high byte of 16-bit colour
     other        TIFF by tifffile, and npy
@@ -116,9 +119,11 @@ def read_image(
         ((2, 3, 3), (2, 3, 1))
     """
     data, path = _read_bytes(source)
-    if data.startswith(_NPY):
+    if data.startswith(NPY_START):
         return _read_npy(data, path=path, channels=channels, dtype=dtype, max_pixels=max_pixels)
-    if data.startswith(_TIFF) and channels != 1 and (channels, dtype) != (3, "uint8"):
+    # Pillow 13 swaps the bytes of big-endian floats that were compressed once too often
+    is_swapped = data.startswith(b"MM") and dtype == "float32"
+    if data.startswith(TIFF_STARTS) and (channels != 1 or is_swapped) and (channels, dtype) != (3, "uint8"):
         return _read_tiff(data, path=path, channels=channels, dtype=dtype, max_pixels=max_pixels)
     image = _decode(data, path=path, max_pixels=max_pixels)
     if exif == "apply":
@@ -148,8 +153,8 @@ def convert_image(
     """
     try:
         image.load()
-    except _DAMAGE as error:
-        raise _damaged(path, error) from error
+    except DAMAGE as error:
+        raise damaged(path, error) from error
     if dtype != "uint8":
         return _take_deep(image, channels=channels, dtype=dtype, path=path)
     if image.mode == "RGB" and channels == 3:
@@ -168,10 +173,10 @@ def convert_image(
         return np.array(image.convert("RGBA"))
     if channels == 2:
         if image.mode not in {"1", "L", "LA", "La"}:
-            raise _other_channels(path, f"colour (mode {image.mode})", channels)
+            raise other_channels(path, f"colour (mode {image.mode})", channels)
         return np.array(image.convert("LA"))
     if channels not in (1, 3):
-        raise _other_channels(path, f"a {image.format or 'Pillow'} picture of mode {image.mode}", channels)
+        raise other_channels(path, f"a {image.format or 'Pillow'} picture of mode {image.mode}", channels)
     if "transparency" in image.info:
         # Alpha is dropped; a palette with transparency would make Pillow warn about exactly that.
         image = image.copy()
@@ -182,7 +187,7 @@ def convert_image(
     if channels == 3:
         return colours
     if not (colours == colours[:, :, :1]).all():
-        raise _other_channels(path, "colour", channels)
+        raise other_channels(path, "colour", channels)
     return np.ascontiguousarray(colours[:, :, :1])
 
 
@@ -244,13 +249,13 @@ def read_labels(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> NDArray
     return np.array(image)
 
 
-def write_labels(path: str | Path, labels: NDArray[np.uint8], palette: NDArray[np.uint8]) -> None:
-    """Write a label map as a palette PNG; the file appears whole or not at all.
+def write_labels(path: str | Path, labels: NDArray[np.uint8], palette: NDArray[np.uint8] | None) -> None:
+    """Write a label map as a palette PNG, or as an 8-bit grey one; the file appears whole or not at all.
 
     Args:
         path: File to write, with suffix ``.png``; one that exists is replaced.
-        labels: Train ids.
-        palette: Colours by train id, see ``Taxonomy.colour_table``.
+        labels: Train ids, or the ids that are to be stored.
+        palette: Colours by id, see ``Taxonomy.colour_table``; None: grey, the ids themselves.
 
     Shape:
         - labels: (H, W) uint8
@@ -262,14 +267,16 @@ def write_labels(path: str | Path, labels: NDArray[np.uint8], palette: NDArray[n
     """
     path = Path(path)
     _check_array(labels, "labels", dimensions=2)
-    _check_array(palette, "palette", dimensions=2)
-    # With fewer colours Pillow would write fewer bits a pixel, and other ids.
-    if palette.shape != (256, 3):
-        raise ValueError(f"palette of shape {palette.shape}; allowed: (256, 3)")
+    if palette is not None:
+        _check_array(palette, "palette", dimensions=2)
+        # With fewer colours Pillow would write fewer bits a pixel, and other ids.
+        if palette.shape != (256, 3):
+            raise ValueError(f"palette of shape {palette.shape}; allowed: (256, 3)")
     if path.suffix.lower() != ".png":
         raise ValueError(f"label map {path}: suffix {path.suffix!r}; allowed: .png, which keeps ids")
     image = Image.fromarray(labels)
-    image.putpalette(palette.tobytes())
+    if palette is not None:
+        image.putpalette(palette.tobytes())
     _save(image, path, image_format="PNG")
 
 
@@ -329,14 +336,14 @@ def _decode(data: bytes, *, path: str, max_pixels: int) -> Image.Image:
         raise _too_large(path, "more pixels than Pillow opens", limit) from error
     except UnidentifiedImageError as error:
         raise _not_an_image(data, path) from error
-    except _DAMAGE as error:
-        raise _damaged(path, error) from error
+    except DAMAGE as error:
+        raise damaged(path, error) from error
     if image.width * image.height > limit:
         raise _too_large(path, f"{image.height}x{image.width} = {image.height * image.width:,} pixels", limit)
     try:
         image.load()
-    except _DAMAGE as error:
-        raise _damaged(path, error) from error
+    except DAMAGE as error:
+        raise damaged(path, error) from error
     return image
 
 
@@ -346,24 +353,43 @@ def _take_deep(image: Image.Image, *, channels: int, dtype: ImageDtype, path: st
     if stored != dtype:
         # of 16-bit colour Pillow has kept the high byte; by then it looks like any 8-bit picture
         colour = "; of 16-bit colour only TIFF and npy files keep all bits" if image.mode in {"RGB", "RGBA"} else ""
-        raise _other_dtype(path, f"{stored} (mode {image.mode}){colour}", dtype)
+        raise other_dtype(path, f"{stored} (mode {image.mode}){colour}", dtype)
     if channels != 1:
-        raise _other_channels(path, "grey", channels)
+        raise other_channels(path, "grey", channels)
     values = np.asarray(image).astype(dtype)  # native byte order, and fresh
-    return _check_finite(values[:, :, None], path=path)
+    return check_finite(values[:, :, None], path=path)
 
 
-def _read_npy(data: bytes, *, path: str, channels: int, dtype: ImageDtype, max_pixels: int) -> NDArray[Any]:
-    stream = io.BytesIO(data)
+class NpyHeader(NamedTuple):
+    """What an npy file says about the picture in it, and where its values start."""
+
+    size: Size
+    stored: np.dtype[Any]
+    fortran_order: bool
+    offset: int
+
+
+def read_npy_header(file: BinaryIO, *, path: str, channels: int, dtype: ImageDtype) -> NpyHeader:
+    """Read the header of an npy file, and refuse it if it is no picture of these channels and this type.
+
+    Args:
+        file: Open at its start.
+        path: What to call it in messages.
+        channels: As in `read_image`.
+        dtype: As in `read_image`.
+
+    Raises:
+        DataError: E-DATA-012, E-DATA-081, E-DATA-082 or E-DATA-085.
+    """
     readers = {
         (1, 0): np.lib.format.read_array_header_1_0,
         (2, 0): np.lib.format.read_array_header_2_0,
     }
     try:
-        read_header = readers.get(np.lib.format.read_magic(stream))
-        shape, _, stored = read_header(stream) if read_header else ((), False, np.dtype(object))
-    except (*_DAMAGE, tokenize.TokenError) as error:
-        raise _damaged(path, error) from error
+        read_header = readers.get(np.lib.format.read_magic(file))
+        shape, fortran_order, stored = read_header(file) if read_header else ((), False, np.dtype(object))
+    except (*DAMAGE, tokenize.TokenError) as error:
+        raise damaged(path, error) from error
     if stored.hasobject or stored.names or len(shape) not in (2, 3):
         raise DataError(
             "E-DATA-085",
@@ -373,37 +399,42 @@ def _read_npy(data: bytes, *, path: str, channels: int, dtype: ImageDtype, max_p
         )
     floats = dtype == "float32" and stored.kind == "f" and stored.itemsize <= 8
     if not floats and stored.newbyteorder("=") != np.dtype(dtype):
-        raise _other_dtype(path, str(stored), dtype)
+        raise other_dtype(path, str(stored), dtype)
     height, width, stored_channels = (*shape, 1)[:3]
     if stored_channels != channels:
         order = "; channels come last" if shape[0] == channels else ""
-        raise _other_channels(path, f"an array of shape {shape}{order}", channels)
+        raise other_channels(path, f"an array of shape {shape}{order}", channels)
+    if min(height, width) < 1:
+        raise damaged(path, ValueError(f"no pixels: {height}x{width}"))
+    return NpyHeader((height, width), stored, fortran_order, file.tell())
+
+
+def _read_npy(data: bytes, *, path: str, channels: int, dtype: ImageDtype, max_pixels: int) -> NDArray[Any]:
+    height, width = read_npy_header(io.BytesIO(data), path=path, channels=channels, dtype=dtype).size
     if height * width > max_pixels:
         raise _too_large(path, f"{height}x{width} = {height * width:,} pixels", max_pixels)
-    if min(height, width) < 1:
-        raise _damaged(path, ValueError(f"no pixels: {height}x{width}"))
     try:
         array = np.load(io.BytesIO(data), allow_pickle=False)
-    except _DAMAGE as error:
-        raise _damaged(path, error) from error
+    except DAMAGE as error:
+        raise damaged(path, error) from error
     with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite and is refused
-        return _check_finite(array.reshape(height, width, channels).astype(dtype, order="C"), path=path)
+        return check_finite(array.reshape(height, width, channels).astype(dtype, order="C"), path=path)
 
 
 def _read_tiff(data: bytes, *, path: str, channels: int, dtype: ImageDtype, max_pixels: int) -> NDArray[Any]:
-    tifffile = _import_tifffile(path, channels)
-    damage = (*_DAMAGE, NotImplementedError, tifffile.TiffFileError)
+    tifffile = import_tifffile(path, f"a TIFF file read as {channels} channels")
+    damage = (*DAMAGE, NotImplementedError, tifffile.TiffFileError)
     try:
         file = tifffile.TiffFile(io.BytesIO(data))
     except damage as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     with file:
         try:
             page = file.pages[0]
             axes, shape, stored = str(page.axes), tuple(page.shape), page.dtype
             height, width = int(page.imagelength), int(page.imagewidth)
         except damage as error:
-            raise _damaged(path, error) from error
+            raise damaged(path, error) from error
         if axes not in ("YX", "YXS", "SYX") or stored is None:
             raise DataError(
                 "E-DATA-086",
@@ -414,40 +445,67 @@ def _read_tiff(data: bytes, *, path: str, channels: int, dtype: ImageDtype, max_
         if height * width > max_pixels:
             raise _too_large(path, f"{height}x{width} = {height * width:,} pixels", max_pixels)
         if stored.newbyteorder("=") != np.dtype(dtype):
-            raise _other_dtype(path, str(stored), dtype)
+            raise other_dtype(path, str(stored), dtype)
         samples = 1 if axes == "YX" else shape[2 if axes == "YXS" else 0]
         if samples != channels:
             pages = f" in the first of {len(file.pages)} pages" if len(file.pages) > 1 else ""
-            raise _other_channels(path, f"{samples} samples a pixel{pages}", channels)
+            raise other_channels(path, f"{samples} samples a pixel{pages}", channels)
         try:
             array = page.asarray()
         except damage as error:
-            if "imagecodecs" in str(error):
-                raise DataError(
-                    "E-DATA-083",
-                    f"compressed in a way that tifffile alone does not read: {error}",
-                    fix="pip install imagecodecs, or save it uncompressed or with deflate",
-                    path=path,
-                ) from error
-            raise _damaged(path, error) from error
+            raise undecoded(path, error) from error
     if axes == "SYX":
         array = np.moveaxis(array, 0, -1)
-    return _check_finite(array.reshape(height, width, channels).astype(dtype, order="C"), path=path)
+    return check_finite(array.reshape(height, width, channels).astype(dtype, order="C"), path=path)
 
 
-def _import_tifffile(path: str, channels: int) -> ModuleType:
+def import_tifffile(path: str, what: str) -> ModuleType:
+    """Import the extra that reads TIFF.
+
+    Args:
+        path: What to call the file in messages.
+        what: What it is needed for.
+
+    Raises:
+        DataError: E-DATA-083, if it is not there.
+    """
     try:
         return importlib.import_module("tifffile")
     except ImportError as error:
         raise DataError(
             "E-DATA-083",
-            f"a TIFF file read as {channels} channels needs tifffile, which cannot be imported",
+            f"{what} needs tifffile, which cannot be imported",
             fix='pip install "nestseg[tiff]", or save the array as .npy',
             path=path,
         ) from error
 
 
-def _check_finite(array: NDArray[Any], *, path: str) -> NDArray[Any]:
+def undecoded(path: str, error: Exception) -> DataError:
+    """Word that tifffile could not decode: a decoder is missing (E-DATA-083), or damage."""
+    if "imagecodecs" not in str(error):
+        return damaged(path, error)
+    return DataError(
+        "E-DATA-083",
+        f"compressed in a way that tifffile alone does not read: {error}",
+        fix="pip install imagecodecs, or save it uncompressed or with deflate",
+        path=path,
+    )
+
+
+def check_finite(array: NDArray[Any], *, path: str) -> NDArray[Any]:
+    """Return an array as it is.
+
+    Args:
+        array: Pixels of any type.
+        path: What to call them in messages.
+
+    Shape:
+        - array: any
+        - returns: the same
+
+    Raises:
+        DataError: E-DATA-084, if floats among them are NaN or infinite.
+    """
     if array.dtype == np.float32 and not np.isfinite(array).all():
         wrong = int(np.count_nonzero(~np.isfinite(array)))
         raise DataError(
@@ -463,7 +521,7 @@ def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation 1-8; 1 (upright) where there is none or it cannot be read."""
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except _DAMAGE:
+    except DAMAGE:
         return 1
 
 
@@ -489,7 +547,8 @@ def _not_an_image(data: bytes, path: str) -> DataError:
     return DataError("E-DATA-011", reason, fix=fix, path=path)
 
 
-def _damaged(path: str, error: Exception) -> DataError:
+def damaged(path: str, error: Exception) -> DataError:
+    """Word that a picture is damaged, E-DATA-012."""
     return DataError("E-DATA-012", f"damaged picture: {error}", fix="fetch the file again", path=path)
 
 
@@ -502,7 +561,8 @@ def _too_large(path: str, given: str, limit: int) -> DataError:
     )
 
 
-def _other_dtype(path: str, stored: str, dtype: ImageDtype) -> DataError:
+def other_dtype(path: str, stored: str, dtype: ImageDtype) -> DataError:
+    """Word that a picture is stored as another type than it is wanted as, E-DATA-081."""
     return DataError(
         "E-DATA-081",
         f"picture of {stored}, wanted as {dtype}",
@@ -511,7 +571,8 @@ def _other_dtype(path: str, stored: str, dtype: ImageDtype) -> DataError:
     )
 
 
-def _other_channels(path: str, stored: str, channels: int) -> DataError:
+def other_channels(path: str, stored: str, channels: int) -> DataError:
+    """Word that a picture has other channels than are wanted, E-DATA-082."""
     return DataError(
         "E-DATA-082",
         f"{stored}, wanted with {channels} {'channel' if channels == 1 else 'channels'}",
@@ -543,9 +604,14 @@ def _save(image: Image.Image, path: Path, *, image_format: str, **options: int) 
         with replaced_file(path) as temporary:
             temporary.write_bytes(encoded.getbuffer())
     except OSError as error:
-        raise DataError(
-            "E-DATA-018",
-            f"cannot be written: {error.strerror}",
-            fix="free space on the disk, or choose a folder that exists and is writable",
-            path=path,
-        ) from error
+        raise unwritten(path, error) from error
+
+
+def unwritten(path: Path, error: OSError) -> DataError:
+    """Word that a file cannot be written, E-DATA-018."""
+    return DataError(
+        "E-DATA-018",
+        f"cannot be written: {error.strerror}",
+        fix="free space on the disk, or choose a folder that exists and is writable",
+        path=path,
+    )

@@ -8,7 +8,16 @@ from typing import ClassVar, final
 
 from nestseg.core.errors import DataError
 from nestseg.core.taxonomy import Colour, Taxonomy
-from nestseg.data.dataset import FileDataset, Pair, find_layout, list_files, make_label_map, match_pairs
+from nestseg.data.dataset import (
+    FileDataset,
+    Pair,
+    UnlabelledSplit,
+    find_layout,
+    list_files,
+    make_label_map,
+    match_images,
+    match_pairs,
+)
 
 # In the order of the challenge's objectInfo150.txt, of whose synonyms each is one.
 _CLASSES = """
@@ -55,6 +64,14 @@ TAXONOMY = Taxonomy(
 
 _ARCHIVE = "ADEChallengeData2016.zip"
 _FOLDERS = {"train": "training", "val": "validation"}
+_INSIDE = (".", "ADEChallengeData2016")
+
+
+def _find_test_images(root: Path) -> dict[str, Path]:
+    folder = "release_test/testing"
+    base = find_layout(root, inside=_INSIDE, expected={folder: "release_test.zip"}, dataset="ADE20K")
+    images = list_files(base / folder, suffixes=(".jpg",))
+    return match_images(images, images, folder=base / folder)
 
 
 @final
@@ -63,7 +80,7 @@ class ADE20K(FileDataset):
 
     Args:
         root: ``ADEChallengeData2016``, or the folder that holds it.
-        split: ``"train"`` or ``"val"``.
+        split: ``"train"`` or ``"val"``; ``"test"`` has no labels and is in ``release_test/testing``, in either folder.
 
     Raises:
         DataError: E-DATA-020 to E-DATA-023.
@@ -74,6 +91,7 @@ class ADE20K(FileDataset):
 
     taxonomy = TAXONOMY
     splits = ("train", "val")
+    unlabelled_splits: ClassVar[Mapping[str, UnlabelledSplit]] = {"test": UnlabelledSplit(_find_test_images, 3352)}
     absent_classes = "zero"
     terms = "images: non-commercial research and education only; annotations: BSD 3-Clause (ADE20K)"
     official_counts: ClassVar[Mapping[str, int]] = {"train": 20210, "val": 2000}
@@ -85,7 +103,7 @@ class ADE20K(FileDataset):
         folder = _FOLDERS[self.split]
         base = find_layout(
             root,
-            inside=(".", "ADEChallengeData2016"),
+            inside=_INSIDE,
             expected={f"images/{folder}": _ARCHIVE, f"annotations/{folder}": _ARCHIVE},
             dataset="ADE20K",
         )

@@ -7,10 +7,21 @@ from pathlib import Path
 from typing import ClassVar, final
 
 import numpy as np
+from numpy.typing import NDArray
 
+from nestseg.core.image_io import read_image
 from nestseg.core.taxonomy import Taxonomy
 from nestseg.core.types import IGNORE_INDEX
-from nestseg.data.dataset import FileDataset, Pair, find_layout, list_files, make_label_map, match_pairs
+from nestseg.data.dataset import (
+    FileDataset,
+    Pair,
+    UnlabelledSplit,
+    find_layout,
+    list_files,
+    make_label_map,
+    match_images,
+    match_pairs,
+)
 
 TAXONOMY = Taxonomy(
     name="cityscapes",
@@ -34,6 +45,16 @@ TRAIN_ID_TO_LABEL_ID = np.zeros(256, np.uint8)
 TRAIN_ID_TO_LABEL_ID[: len(_LABEL_IDS)] = _LABEL_IDS
 TRAIN_ID_TO_LABEL_ID.flags.writeable = False
 
+_IMAGES = "leftImg8bit_trainvaltest.zip"
+
+
+def _find_test_images(root: Path) -> dict[str, Path]:
+    # gtFine/test holds maps too, in which everything is ignored
+    folder = "leftImg8bit/test"
+    base = find_layout(root, inside=(".",), expected={folder: _IMAGES}, dataset="Cityscapes")
+    images = _list_cities(base / folder, ending="_leftImg8bit")
+    return match_images(sorted(images), images, folder=base)
+
 
 @final
 class Cityscapes(FileDataset):
@@ -43,7 +64,7 @@ class Cityscapes(FileDataset):
 
     Args:
         root: The folder that holds ``leftImg8bit`` and ``gtFine``.
-        split: ``"train"`` or ``"val"``.
+        split: ``"train"`` or ``"val"``; ``"test"`` has no labels.
 
     Raises:
         DataError: E-DATA-020 to E-DATA-023.
@@ -54,17 +75,38 @@ class Cityscapes(FileDataset):
 
     taxonomy = TAXONOMY
     splits = ("train", "val")
+    unlabelled_splits: ClassVar[Mapping[str, UnlabelledSplit]] = {"test": UnlabelledSplit(_find_test_images, 1525)}
     terms = "non-commercial use, after registration (Cityscapes)"
     official_counts: ClassVar[Mapping[str, int]] = {"train": 2975, "val": 500}
     label_map = make_label_map({label_id: train_id for train_id, label_id in enumerate(_LABEL_IDS)})
     label_values = frozenset({*range(34), IGNORE_INDEX})
+
+    def read_instances(self, index: int) -> NDArray[np.uint16] | None:
+        """Read the instances of one sample's ground truth, which scores of instances need and nothing else.
+
+        Args:
+            index: 0 to ``len(self) - 1``.
+
+        Returns:
+            Label id * 1000 + number for pixels of an instance, below 1000 for the others. None if there is no
+            ``instanceIds`` map beside the label map.
+
+        Shape:
+            - returns: (H, W) uint16
+
+        Raises:
+            DataError: If the map is damaged or not of 16 bits; E-DATA-115 in a split without labels.
+        """
+        label = self.find_pair(index).label
+        path = label.with_name(label.name.replace("_labelIds", "_instanceIds"))
+        return read_image(path, channels=1, dtype="uint16", exif="ignore")[:, :, 0] if path.exists() else None
 
     def _find_pairs(self, root: Path) -> Iterable[Pair]:
         image_folder, label_folder = f"leftImg8bit/{self.split}", f"gtFine/{self.split}"
         base = find_layout(
             root,
             inside=(".",),
-            expected={image_folder: "leftImg8bit_trainvaltest.zip", label_folder: "gtFine_trainvaltest.zip"},
+            expected={image_folder: _IMAGES, label_folder: "gtFine_trainvaltest.zip"},
             dataset="Cityscapes",
         )
         images = _list_cities(base / image_folder, ending="_leftImg8bit")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -17,6 +17,16 @@ from nestseg.core.taxonomy import Taxonomy
 from nestseg.core.types import IGNORE_INDEX, AbsentRule, Sample
 
 _NO_LAYOUT = "E-DATA-020"
+
+
+class UnlabelledSplit(NamedTuple):
+    """A split whose labels are kept by a benchmark: pictures to predict and submit."""
+
+    find_images: Callable[[Path], Mapping[str, Path]]
+    """Find the picture of each sample, by name and in order, in the folder that the user named."""
+
+    official_count: int
+    """Pictures it has as published."""
 
 
 class SegmentationDataset(ABC):
@@ -34,6 +44,9 @@ class SegmentationDataset(ABC):
 
     splits: ClassVar[tuple[str, ...]]
     """Names of the splits."""
+
+    unlabelled_splits: ClassVar[Mapping[str, UnlabelledSplit]] = {}
+    """Further splits, without labels, by name; only a `FileDataset` has any."""
 
     official_counts: ClassVar[Mapping[str, int]]
     """Pictures a split has as published. A folder that holds another number is fine: subsets are legal."""
@@ -77,10 +90,11 @@ class SegmentationDataset(ABC):
             DataError: E-DATA-021, with the nearest names.
         """
         if split not in cls.splits:
+            others = f"; without labels: {', '.join(cls.unlabelled_splits)}" if cls.unlabelled_splits else ""
             raise DataError(
                 "E-DATA-021",
-                f"split {split!r}; allowed: {', '.join(cls.splits)}",
-                fix=nearest(split, cls.splits),
+                f"split {split!r}; allowed: {', '.join(cls.splits)}{others}",
+                fix=nearest(split, [*cls.splits, *(name for name in cls.unlabelled_splits if name != split)]),
                 path=cls.taxonomy.name,
             )
         return split
@@ -128,9 +142,11 @@ class PairsError(DataError):
 class FileDataset(SegmentationDataset):
     """A data set whose samples are pairs of an image file and a label file.
 
+    A split without labels has images only: `read_image` reads them, and `read` is an error.
+
     Args:
         root: Folder that holds the layout, see the subclass.
-        split: One of ``splits``.
+        split: One of ``splits`` or of ``unlabelled_splits``.
 
     Raises:
         DataError: E-DATA-020 to E-DATA-024: unexpected layout, unknown split, empty split, incomplete pairs,
@@ -144,7 +160,8 @@ class FileDataset(SegmentationDataset):
     """Stored ids that the data set defines, ignored ones included; any other is an error."""
 
     def __init__(self, root: str | Path | None, split: str) -> None:
-        self.split = self.check_split(split)
+        self.has_labels = split not in self.unlabelled_splits
+        self.split = self.check_split(split) if self.has_labels else split
         if root is None:
             raise DataError(
                 "E-DATA-020",
@@ -153,7 +170,10 @@ class FileDataset(SegmentationDataset):
                 path=self.taxonomy.name,
             )
         try:
-            self._pairs = tuple(self._find_pairs(Path(root)))
+            self._pairs = tuple(self._find_pairs(Path(root))) if self.has_labels else ()
+            self._images = tuple((pair.name, pair.image) for pair in self._pairs)
+            if not self.has_labels:
+                self._images = tuple(self.unlabelled_splits[split].find_images(Path(root)).items())
         except OSError as error:
             raise DataError(
                 "E-DATA-010",
@@ -161,7 +181,7 @@ class FileDataset(SegmentationDataset):
                 fix="check path and permissions",
                 path=error.filename,
             ) from error
-        if not self._pairs:
+        if not self._images:
             raise DataError(
                 "E-DATA-022",
                 f"split {split!r} of {self.taxonomy.name} holds no samples",
@@ -170,16 +190,30 @@ class FileDataset(SegmentationDataset):
             )
 
     def __len__(self) -> int:
-        return len(self._pairs)
+        return len(self._images)
 
     @property
     def pairs(self) -> tuple[Pair, ...]:
-        """The files of every sample, by index."""
+        """The files of every sample, by index; none in a split without labels."""
         return self._pairs
 
     def name(self, index: int) -> str:
         """Return a sample's name, see `SegmentationDataset.name`."""
-        return self._pairs[index].name
+        return self._images[index][0]
+
+    def read_image(self, index: int) -> NDArray[np.uint8]:
+        """Read the image of one sample as it is stored, whatever its EXIF orientation.
+
+        Args:
+            index: 0 to ``len(self) - 1``.
+
+        Shape:
+            - returns: (H, W, 3) uint8 RGB
+
+        Raises:
+            DataError: If the file is missing or damaged.
+        """
+        return read_image(self._images[index][1], exif="ignore")
 
     def read(self, index: int) -> Sample:
         """Read one sample, see `SegmentationDataset.read`.
@@ -188,7 +222,7 @@ class FileDataset(SegmentationDataset):
             - returns.image: (H, W, 3) uint8 RGB
             - returns.target: (H, W) uint8 train ids in [0, K) or 255 (ignored)
         """
-        pair = self._pairs[index]
+        pair = self.find_pair(index)
         return read_pair(
             pair.image,
             pair.label,
@@ -196,6 +230,21 @@ class FileDataset(SegmentationDataset):
             allowed=self.label_values,
             taxonomy=self.taxonomy,
         )
+
+    def find_pair(self, index: int) -> Pair:
+        """Return the files of one sample.
+
+        Raises:
+            DataError: E-DATA-115 in a split without labels.
+        """
+        if not self.has_labels:
+            raise DataError(
+                "E-DATA-115",
+                f"split {self.split!r} of {self.taxonomy.name} has no labels; the benchmark keeps them",
+                fix=f"score {', '.join(self.splits)}; write this one with nestseg evaluate ... --submission DIR",
+                path=self.name(index),
+            )
+        return self._pairs[index]
 
     @abstractmethod
     def _find_pairs(self, root: Path) -> Iterable[Pair]:
@@ -356,6 +405,28 @@ def match_pairs(
     return [Pair(name, image, label) for name, image, label in samples if image and label]
 
 
+def match_images(
+    names: Iterable[str], images: Mapping[str, Sequence[Path]], *, folder: Path, causes: Sequence[DataError] = ()
+) -> dict[str, Path]:
+    """Look up the image of every sample of a split without labels; arguments as `match_pairs`.
+
+    Returns:
+        The images by name, in order of ``names``.
+
+    Raises:
+        DataError: The first of ``causes``, or E-DATA-023, naming all files of one stem, or all samples without image.
+    """
+    wanted = list(names)
+    missing = [name for name in wanted if name not in images]
+    repeated = [paths for paths in images.values() if len(paths) > 1]
+    causes = [*causes, *_word_repeated(repeated)]
+    if missing:
+        causes.append(_not_whole(f"no image for {_enumerate(missing, 'sample')}", folder))
+    if causes:
+        raise causes[0]
+    return {name: images[name][0] for name in wanted}
+
+
 def _first(files: Mapping[str, Sequence[Path]], name: str) -> Path | None:
     return files[name][0] if name in files else None
 
@@ -383,16 +454,16 @@ def _word_incomplete(samples: Sequence[SampleFiles], folder: Path) -> list[DataE
         problems.append(f"no label map for {_enumerate(without_label, 'sample')}")
     if without_image := [sample.name for sample in samples if sample.image is None]:
         problems.append(f"no image for {_enumerate(without_image, 'sample')}")
-    if not problems:
-        return []
-    return [
-        DataError(
-            "E-DATA-023",
-            "; ".join(problems),
-            fix="unpack the archives again, or remove the samples that are not whole",
-            path=folder,
-        )
-    ]
+    return [_not_whole("; ".join(problems), folder)] if problems else []
+
+
+def _not_whole(reason: str, folder: Path) -> DataError:
+    return DataError(
+        "E-DATA-023",
+        reason,
+        fix="unpack the archives again, or remove the samples that are not whole",
+        path=folder,
+    )
 
 
 def _label_value_error(

@@ -9,7 +9,16 @@ from typing import ClassVar, final
 from nestseg.core.errors import DataError
 from nestseg.core.taxonomy import Taxonomy
 from nestseg.core.types import IGNORE_INDEX
-from nestseg.data.dataset import FileDataset, Pair, find_layout, list_files, make_label_map, match_pairs
+from nestseg.data.dataset import (
+    FileDataset,
+    Pair,
+    UnlabelledSplit,
+    find_layout,
+    list_files,
+    make_label_map,
+    match_images,
+    match_pairs,
+)
 
 TAXONOMY = Taxonomy(
     name="voc",
@@ -28,6 +37,17 @@ TAXONOMY = Taxonomy(
 
 _DEVKIT = "VOCtrainval_11-May-2012.tar"
 _AUGMENTED = "SegmentationClassAug.zip (SBD labels as VOC ids)"
+_TEST = "VOC2012test.tar"
+_INSIDE = (".", "VOC2012", "VOCdevkit/VOC2012")
+
+
+def _find_test_images(root: Path) -> dict[str, Path]:
+    list_file = "ImageSets/Segmentation/test.txt"
+    expected = {"JPEGImages": _TEST, list_file: _TEST}
+    folder = find_layout(root, inside=_INSIDE, expected=expected, dataset="VOC 2012")
+    names, causes = _read_names(folder / list_file)
+    images = list_files(folder / "JPEGImages", suffixes=(".jpg",))
+    return match_images(names, images, folder=folder / list_file, causes=causes)
 
 
 @final
@@ -39,7 +59,7 @@ class VOC(FileDataset):
 
     Args:
         root: ``VOC2012`` itself, ``VOCdevkit``, or the folder that holds ``VOCdevkit``.
-        split: ``"train"``, ``"trainaug"`` or ``"val"``.
+        split: ``"train"``, ``"trainaug"`` or ``"val"``; ``"test"`` has no labels.
 
     Raises:
         DataError: E-DATA-020 to E-DATA-024.
@@ -51,6 +71,7 @@ class VOC(FileDataset):
 
     taxonomy = TAXONOMY
     splits = ("train", "trainaug", "val")
+    unlabelled_splits: ClassVar[Mapping[str, UnlabelledSplit]] = {"test": UnlabelledSplit(_find_test_images, 1456)}
     terms = "Flickr terms of use; research (PASCAL VOC 2012)"
     official_counts: ClassVar[Mapping[str, int]] = {"train": 1464, "trainaug": 10582, "val": 1449}
     label_map = make_label_map({value: value for value in range(21)})
@@ -62,7 +83,7 @@ class VOC(FileDataset):
         origin = _AUGMENTED if self.split == "trainaug" else _DEVKIT
         folder = find_layout(
             root,
-            inside=(".", "VOC2012", "VOCdevkit/VOC2012"),
+            inside=_INSIDE,
             expected={"JPEGImages": _DEVKIT, label_folder: origin, list_file: origin},
             dataset="VOC 2012",
         )

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from nestseg.build import build_dataset, load_predictor
 from nestseg.core.image_io import write_image
-from nestseg.engine.evaluate import Evaluation, evaluate_model
+from nestseg.engine.evaluate import Evaluation
+from nestseg.engine.evaluate_model import evaluate_model
 from nestseg.engine.predict import predict_files
 from nestseg.engine.train import RECIPE_FILE, train
 from nestseg.recipes import resolve_recipe

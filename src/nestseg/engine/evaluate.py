@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 
-from nestseg.build import open_dataset_of, open_predictor
-from nestseg.core.disk import replaced_file, sha256_of
 from nestseg.core.dist import num_ranks, sum_over_ranks
 from nestseg.core.errors import DataError
 from nestseg.core.image_io import preview_image, write_image
 from nestseg.core.types import AbsentRule
 from nestseg.data.dataset import SegmentationDataset
-from nestseg.engine.launch import require_float32
+from nestseg.engine.details import Details, DetailsCollector
+from nestseg.inference.modes import describe_mode, mode_record
 from nestseg.inference.predictor import Predictor
 from nestseg.metrics.confusion import ConfusionMatrix
 from nestseg.metrics.iou import SegmentationScores, compute_scores
@@ -43,9 +43,8 @@ class Evaluation:
         num_images: How many images were scored.
         confusion: Pixel counts over all of them.
         scores: The scores of those counts.
-        base_size: (short, long) that images were resized to before the network; None: not resized.
-        logits_resizes: How often the logits were upsampled, see `Predictor`.
-        absent_classes: What classes that occur nowhere did to the means.
+        protocol: How it was measured, in words.
+        settings: The same as plain values, for a file.
     """
 
     dataset: str
@@ -54,19 +53,18 @@ class Evaluation:
     num_images: int
     confusion: ConfusionMatrix
     scores: SegmentationScores
-    base_size: tuple[int, int] | None
-    logits_resizes: int
-    absent_classes: AbsentRule
+    protocol: str
+    settings: dict[str, Any]
     loss: float | None = None
     """Mean cross-entropy over the labelled pixels, in nats; None if it was not asked for."""
+    details: Details | None = None
+    """What else was gathered; None if it was not asked for."""
+    seconds_per_image: float = 0.0
+    """Median time from pixels to labels, without reading and counting."""
+    skipped: tuple[DataError, ...] = ()
+    """Why images were left out; the result is partial if there are any."""
     folder: Path | None = None
-    """Where ``metrics.json`` and the pictures were written; None if nowhere."""
-
-    @property
-    def protocol(self) -> str:
-        """How it was measured, in words."""
-        resizes = "" if self.logits_resizes == 1 else ", logits upsampled in two steps"
-        return f"single scale, whole image{resizes}"
+    """Where the results were written; None if nowhere."""
 
 
 def evaluate(
@@ -78,11 +76,13 @@ def evaluate(
     rank: int = 0,
     world_size: int = 1,
     pictures: Path | None = None,
+    collector: DetailsCollector | None = None,
+    skip_bad: bool = False,
     with_loss: bool = False,
     stop: Callable[[], bool] | None = None,
     on_image: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Predict and count a split, single scale, whole image.
+    """Predict and count a split.
 
     Args:
         predictor: Labels an image at its own size.
@@ -92,6 +92,8 @@ def evaluate(
         rank: This process's place among ``world_size``, which share the images; counts are added up over all.
         world_size: Number of processes.
         pictures: Folder for comparisons of up to eight images spread over the split; None draws none.
+        collector: Gathers more than the confusion matrix, of this process's images.
+        skip_bad: Leave out samples that cannot be read, and say so in the result, instead of raising.
         with_loss: Also average the cross-entropy of the logits, upsampled straight to the label's size.
         stop: Asked before each image, on all ranks equally often; True ends the evaluation.
         on_image: Called with (images done, images in all) on this rank.
@@ -101,165 +103,149 @@ def evaluate(
         DataError: If the predictor's classes are not those of the data set, or an image or label cannot be read.
     """
     taxonomy = dataset.taxonomy
-    if predictor.taxonomy.classes != taxonomy.classes:
-        raise DataError(
-            "E-DATA-051",
-            f"the model has the {predictor.taxonomy.num_classes} classes of {predictor.taxonomy.name}, "
-            f"the data set the {taxonomy.num_classes} of {taxonomy.name}",
-            fix="evaluate on the data set that the model was trained for",
-        )
+    check_classes(predictor, dataset)
     total = len(dataset) if max_images is None else min(max_images, len(dataset))
     drawn = {round(place * (total - 1) / max(1, NUM_PICTURES - 1)) for place in range(NUM_PICTURES)}
     confusion = ConfusionMatrix(taxonomy.num_classes)
     mine = range(rank, total, world_size)
     loss, num_pixels = 0.0, 0
+    skipped: list[DataError] = []
+    seconds: list[float] = []
     for place in range(math.ceil(total / world_size)):
         if stop is not None and stop():
             raise EvaluationStopped
         if place >= len(mine):
             break
-        sample = dataset.read(mine[place])
+        index = mine[place]
+        try:
+            sample = dataset.read(index)
+        except DataError as error:
+            if not skip_bad:
+                raise
+            skipped.append(error)
+            continue
+        started = time.perf_counter()
         logits = predictor.compute_logits(sample.image)
-        labels = predictor.label(logits, (sample.image.shape[0], sample.image.shape[1])).labels
-        confusion.update(labels, sample.target)
+        size = sample.image.shape[0], sample.image.shape[1]
+        prediction = predictor.label(logits, size, confidence=collector is not None)
+        seconds.append(time.perf_counter() - started)
+        counts = ConfusionMatrix(taxonomy.num_classes)
+        counts.update(prediction.labels, sample.target)
+        confusion += counts
+        if collector is not None:
+            collector.add(index, sample, prediction, counts)
         if with_loss:
             target = torch.from_numpy(sample.target)[None].to(logits.device)
             mean = upsample_cross_entropy(logits, target, align_corners=predictor.align_corners)
             counted = int(sum_weights(target))
             loss, num_pixels = loss + float(mean) * counted, num_pixels + counted
-        if pictures is not None and mine[place] in drawn:
+        if pictures is not None and index in drawn:
             pictures.mkdir(parents=True, exist_ok=True)
-            comparison = draw_comparison(preview_image(sample.image), sample.target, labels=labels, taxonomy=taxonomy)
-            write_image(pictures / f"{dataset.name(mine[place])}.png", comparison)
+            comparison = draw_comparison(
+                preview_image(sample.image), sample.target, labels=prediction.labels, taxonomy=taxonomy
+            )
+            write_image(pictures / f"{dataset.name(index)}.png", comparison)
         if on_image is not None:
             on_image(place + 1, len(mine))
-    counts = sum_over_ranks(torch.from_numpy(confusion.counts).to(predictor.device)).cpu().numpy()
     if num_ranks() > 1:
         loss, num_pixels = sum_over_ranks(
             torch.tensor([loss, num_pixels], dtype=torch.float64, device=predictor.device)
         ).tolist()
-    confusion = ConfusionMatrix.from_counts(counts)
+    confusion = _sum_over_ranks(confusion, predictor.device)
+    absent = dataset.absent_classes
     return Evaluation(
         dataset=taxonomy.name,
         split=split,
         classes=taxonomy.classes,
-        num_images=total,
+        num_images=total - len(skipped),
         confusion=confusion,
-        scores=compute_scores(confusion, absent=dataset.absent_classes),
-        base_size=predictor.base_size,
-        logits_resizes=predictor.logits_resizes,
-        absent_classes=dataset.absent_classes,
+        scores=compute_scores(confusion, absent=absent),
+        protocol=describe_protocol(predictor),
+        settings=_record_protocol(predictor, absent),
         loss=loss / max(1, num_pixels) if with_loss else None,
+        details=None if collector is None else collector.finish(absent=absent),
+        seconds_per_image=median(seconds) if seconds else 0.0,
+        skipped=tuple(skipped),
     )
 
 
-def evaluate_model(
-    source: str | Path,
-    data_root: Path | None,
-    *,
-    split: str | None = None,
-    out: Path | None = None,
-    device: str = "auto",
-    on_image: Callable[[int, int], None] | None = None,
-) -> Evaluation:
-    """Score a run or a model file, write ``metrics.json`` and pictures.
-
-    Args:
-        source: See `nestseg.load_model`.
-        data_root: Folder of the model's data set; None for one that needs no files.
-        split: Which part of it; None takes the recipe's evaluation split.
-        out: Where to write; None means ``evaluation`` beside the model file; in the current folder for a
-            published name.
-        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        on_image: Called with (images done, images in all).
+def check_classes(predictor: Predictor, dataset: SegmentationDataset) -> None:
+    """Refuse to compare labels that do not mean the same.
 
     Raises:
-        RunError: If there is no model.
-        WeightsError: If it cannot be read.
-        DataError: If the data cannot be read.
-        OSError: If the results cannot be written.
+        DataError: E-DATA-051, if the predictor's classes are not those of the data set.
     """
-    predictor, found = open_predictor(source, device=device)
-    metadata = found.metadata
-    require_float32(predictor.device)
-    split = split or (metadata.recipe or {}).get("data", {}).get("eval_split", "val")
-    # beside the model where the user put it, but not in a cache
-    folder = out or (found.path.parent if Path(source).exists() else Path()) / "evaluation"
-    result = evaluate(
-        predictor,
-        open_dataset_of(metadata, data_root, split=split),
-        split=split,
-        pictures=folder / "pictures",
-        on_image=on_image,
-    )
-    context = {
-        "model": str(source) if not Path(source).exists() else found.path.name,
-        "model_sha256": sha256_of(found.path),
-        "step": metadata.step,
-        "versions": metadata.versions,
+    if predictor.taxonomy.classes != dataset.taxonomy.classes:
+        raise DataError(
+            "E-DATA-051",
+            f"the model has the {predictor.taxonomy.num_classes} classes of {predictor.taxonomy.name}, "
+            f"the data set the {dataset.taxonomy.num_classes} of {dataset.taxonomy.name}",
+            fix="evaluate on the data set that the model was trained for",
+        )
+
+
+def _sum_over_ranks(confusion: ConfusionMatrix, device: torch.device) -> ConfusionMatrix:
+    assert confusion.void_counts is not None, "they were counted here"
+    counts = sum_over_ranks(torch.from_numpy(confusion.counts).to(device)).cpu().numpy()
+    void = sum_over_ranks(torch.from_numpy(confusion.void_counts).to(device)).cpu().numpy()
+    return ConfusionMatrix.from_counts(counts, void)
+
+
+def describe_protocol(predictor: Predictor) -> str:
+    """Say in words how a predictor goes from an image to labels."""
+    resizes = "" if predictor.logits_resizes == 1 else ", logits upsampled in two steps"
+    return f"{describe_mode(predictor.mode)}{resizes}"
+
+
+def _record_protocol(predictor: Predictor, absent: AbsentRule) -> dict[str, Any]:
+    return {
+        **mode_record(predictor.mode),
+        "base_size": predictor.base_size,
+        "logits_resizes": predictor.logits_resizes,
+        "absent_classes": absent,
+        "ignored_pixels": "not counted",
     }
-    write_metrics(result, folder, context=context)
-    return replace(result, folder=folder)
 
 
 def format_scores(evaluation: Evaluation) -> str:
-    """Lay the scores out as a plain table: IoU and accuracy of each class in percent, then the means."""
+    """Lay the scores out as a plain table: IoU, F1 and accuracy of each class in percent, then the means."""
     scores, classes = evaluation.scores, evaluation.classes
 
     def percent(value: float | None) -> str:
         return "absent" if value is None else f"{100 * value:.2f}"
 
     width = max(len("pixel accuracy"), *map(len, classes))
-    rows = [f"{'class':<{width}}  {'IoU %':>7}  {'acc %':>7}"]
-    for name, iou, accuracy in zip(classes, scores.iou_per_class, scores.accuracy_per_class, strict=True):
-        rows.append(f"{name:<{width}}  {percent(iou):>7}  {percent(accuracy):>7}")
+    rows = [f"{'class':<{width}}  {'IoU %':>7}  {'F1 %':>7}  {'acc %':>7}"]
+    columns = (scores.iou_per_class, scores.dice_per_class, scores.accuracy_per_class)
+    for name, *values in zip(classes, *columns, strict=True):
+        rows.append("  ".join([f"{name:<{width}}", *(f"{percent(value):>7}" for value in values)]))
+    means = (scores.mean_iou, scores.mean_dice, scores.mean_accuracy)
     rows += [
-        f"{'mean':<{width}}  {percent(scores.mean_iou):>7}  {percent(scores.mean_accuracy):>7}",
-        f"{'pixel accuracy':<{width}}  {'':>7}  {percent(scores.pixel_accuracy):>7}",
+        "  ".join([f"{'mean':<{width}}", *(f"{percent(value):>7}" for value in means)]),
+        f"{'pixel accuracy':<{width}}  {'':>7}  {'':>7}  {percent(scores.pixel_accuracy):>7}",
         f"{evaluation.dataset} {evaluation.split}, {evaluation.num_images} images, {evaluation.protocol}; "
         f"the mean is over {scores.num_classes_counted} of {len(classes)} classes",
     ]
+    if evaluation.details is not None:
+        interval = evaluation.details.interval
+        rows.append(
+            f"with other images of the kind, the mean IoU would lie between {percent(interval.low)} and "
+            f"{percent(interval.high)} (95 % interval)"
+        )
+        rows += _format_official(evaluation.details)
+    if evaluation.skipped:
+        rows.append(f"PARTIAL: {len(evaluation.skipped)} images were left out")
     return "\n".join(rows)
 
 
-def write_metrics(evaluation: Evaluation, folder: Path, *, context: Mapping[str, Any]) -> Path:
-    """Write ``metrics.json``: strict JSON, whole or not at all.
-
-    Args:
-        evaluation: What was found.
-        folder: Where ``metrics.json`` goes; made if absent.
-        context: More that identifies the result (model, step, versions).
-
-    Returns:
-        The file's path.
-    """
-    scores = evaluation.scores
-    values = {
-        "dataset": evaluation.dataset,
-        "split": evaluation.split,
-        "num_images": evaluation.num_images,
-        "mean_iou": scores.mean_iou,
-        "pixel_accuracy": scores.pixel_accuracy,
-        "mean_accuracy": scores.mean_accuracy,
-        "num_classes_counted": scores.num_classes_counted,
-        "loss": evaluation.loss,
-        "iou_per_class": dict(zip(evaluation.classes, scores.iou_per_class, strict=True)),
-        "accuracy_per_class": dict(zip(evaluation.classes, scores.accuracy_per_class, strict=True)),
-        "protocol": {
-            "mode": "whole",
-            "scales": [1.0],
-            "flip": False,
-            "base_size": evaluation.base_size,
-            "logits_resizes": evaluation.logits_resizes,
-            "absent_classes": evaluation.absent_classes,
-            "ignored_pixels": "not counted",
-        },
-        **context,
-        "confusion_matrix": evaluation.confusion.counts[:, :-1].tolist(),
-        "no_class_predicted": evaluation.confusion.counts[:, -1].tolist(),
+def _format_official(details: Details) -> list[str]:
+    official = details.cityscapes
+    if official is None:
+        return []
+    means = {
+        "IoU of categories": official.mean_category_iou,
+        "iIoU": official.mean_class_iiou,
+        "iIoU of categories": official.mean_category_iiou,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "metrics.json"
-    with replaced_file(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=1, allow_nan=False), encoding="utf-8")
-    return path
+    shown = ", ".join(f"{name} {100 * value:.2f}" for name, value in means.items() if value is not None)
+    return [f"by the rules of Cityscapes: {shown}"]

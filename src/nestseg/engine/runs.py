@@ -20,6 +20,7 @@ from nestseg.engine.log import LOG_FILE, read_records
 from nestseg.engine.trackers import flatten
 from nestseg.recipe import Recipe
 from nestseg.report.curves import PERCENT, PLAIN, Curve, Unit, draw_chart, draw_legend
+from nestseg.report.evaluation_page import Chart
 from nestseg.report.html import Column, Html, Section, grid, notes, page, paragraph, table, write_page
 
 LockHolder = Callable[[Path], Mapping[str, Any] | None]
@@ -38,6 +39,12 @@ _PROTOCOL = (
     "data.eval_split",
     "evaluation.base_size",
     "evaluation.logits_resizes",
+    "evaluation.window",
+    "evaluation.window_stride",
+    "evaluation.blend",
+    "evaluation.scales",
+    "evaluation.flip",
+    "evaluation.average",
     "evaluation.max_images",
 )
 
@@ -207,6 +214,24 @@ def compare_runs(folders: Sequence[Path], *, lock_holder: LockHolder) -> str:
         parts.append(_lay_out([("made with", *names), *cells]))
     parts += [f"{run.folder}: {problem}" for run in runs for problem in run.problems]
     return "\n\n".join(parts)
+
+
+def learning_curves(folder: Path) -> list[Chart]:
+    """Return the curves of one run: losses, and scores of the evaluations in training.
+
+    Raises:
+        RunError: E-RUN-064 for a folder that is no run.
+    """
+    run = read_run(folder)
+
+    def of(kind: str, field: str) -> Curve:
+        return _curve(f"{kind}", run.of_kind(kind), lambda record: record.get(field))
+
+    return [
+        Chart("Training loss", [of("step", "loss")]),
+        Chart("Validation loss", [of("evaluation", "loss")]),
+        Chart("mIoU", [of("evaluation", "mean_iou")], PERCENT),
+    ]
 
 
 def plot_runs(folders: Sequence[Path], out: Path, *, lock_holder: LockHolder) -> None:

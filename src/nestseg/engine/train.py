@@ -23,7 +23,8 @@ from nestseg.data.loader import training_batches
 from nestseg.data.packed import PackedDataset
 from nestseg.engine.checkpoint import checkpoint_folder, clean_up, list_checkpoints
 from nestseg.engine.determinism import use_deterministic_kernels
-from nestseg.engine.evaluate import Evaluation, EvaluationStopped, evaluate, write_metrics
+from nestseg.engine.evaluate import Evaluation, EvaluationStopped, evaluate
+from nestseg.engine.evaluation_files import write_metrics
 from nestseg.engine.job import Job, ResumeWarning, open_job, scheduled_lr
 from nestseg.engine.lock import RunLock
 from nestseg.engine.log import Meter, RunLog, describe_wait

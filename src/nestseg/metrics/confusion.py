@@ -15,9 +15,9 @@ from nestseg.core.types import IGNORE_INDEX
 class ConfusionMatrix:
     """Pixel counts of a whole data set, exact at any size.
 
-    Pixels whose ground truth is ``ignore_index`` never count. A pixel whose *prediction* is no class (an id
-    of K or more, such as 255) is counted in a column of its own: it belongs to its class's row total and is
-    therefore a miss.
+    Pixels whose ground truth is ``ignore_index`` (void) are kept apart from ``counts``, for the one rule that asks what
+    was predicted there. A pixel whose *prediction* is no class (an id of K or more, such as 255) is counted in a column
+    of its own: it belongs to its class's row total and is therefore a miss.
 
     Args:
         num_classes: Number of classes K, 1 to 255.
@@ -28,6 +28,7 @@ class ConfusionMatrix:
 
     Shape:
         - counts: (K, K + 1) int64, rows are ground truth, columns are prediction, the last one is "no class"
+        - void_counts: (K + 1,) int64, the same columns over the void pixels; None where they are not known
 
     Reference:
         Everingham et al., "The PASCAL Visual Object Classes Challenge: A Retrospective", IJCV 2015,
@@ -38,9 +39,11 @@ class ConfusionMatrix:
 
     Example:
         >>> confusion = ConfusionMatrix(2)
-        >>> confusion.update(np.array([[0, 1, 1, 9]], np.uint8), np.array([[0, 0, 255, 1]], np.uint8))
+        >>> confusion.update(np.array([[0, 1, 9, 9]], np.uint8), np.array([[0, 0, 255, 1]], np.uint8))
         >>> confusion.counts.tolist()
         [[1, 1, 0], [0, 0, 1]]
+        >>> confusion.void_counts.tolist()
+        [0, 0, 1]
     """
 
     def __init__(self, num_classes: int, *, ignore_index: int = IGNORE_INDEX) -> None:
@@ -51,13 +54,22 @@ class ConfusionMatrix:
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         self.counts: NDArray[np.int64] = np.zeros((num_classes, num_classes + 1), np.int64)
+        self.void_counts: NDArray[np.int64] | None = np.zeros(num_classes + 1, np.int64)
 
     @classmethod
-    def from_counts(cls, counts: NDArray[np.int64], *, ignore_index: int = IGNORE_INDEX) -> Self:
+    def from_counts(
+        cls,
+        counts: NDArray[np.int64],
+        void_counts: NDArray[np.int64] | None = None,
+        *,
+        ignore_index: int = IGNORE_INDEX,
+    ) -> Self:
         """Rebuild a matrix from counts, for example after summing them over processes.
 
         Args:
             counts: What `counts` held; copied.
+            void_counts: What `void_counts` held; copied. None: not known, and then no score can be asked for that
+                needs them.
             ignore_index: Ground truth value of pixels that do not count.
 
         Raises:
@@ -65,13 +77,18 @@ class ConfusionMatrix:
 
         Shape:
             - counts: (K, K + 1) int64
+            - void_counts: (K + 1,) int64
         """
         if counts.ndim != 2 or counts.shape[1] != counts.shape[0] + 1:
             raise ValueError(f"counts {counts.shape}; expected (K, K + 1)")
-        if counts.dtype != np.int64 or (counts < 0).any():
-            raise ValueError(f"counts of dtype {counts.dtype}; expected int64, none of them negative")
+        if void_counts is not None and void_counts.shape != counts.shape[1:]:
+            raise ValueError(f"void_counts {void_counts.shape}; expected {counts.shape[1:]}")
+        for given in (counts, void_counts):
+            if given is not None and (given.dtype != np.int64 or (given < 0).any()):
+                raise ValueError(f"counts of dtype {given.dtype}; expected int64, none of them negative")
         confusion = cls(counts.shape[0], ignore_index=ignore_index)
         confusion.counts += counts
+        confusion.void_counts = None if void_counts is None else void_counts.copy()
         return confusion
 
     def update(self, labels: NDArray[np.uint8], target: NDArray[np.uint8]) -> None:
@@ -111,6 +128,9 @@ class ConfusionMatrix:
             )
         self.counts[:, :k] += found[:k, :k]
         self.counts[:, k] += found[:k, k:].sum(axis=1)
+        if self.void_counts is not None:
+            self.void_counts[:k] += found[self.ignore_index, :k]
+            self.void_counts[k] += found[self.ignore_index, k:].sum()
 
     def __add__(self, other: ConfusionMatrix) -> ConfusionMatrix:
         """Merge the counts of two parts of a data set into a new matrix.
@@ -123,4 +143,7 @@ class ConfusionMatrix:
                 f"a matrix of {self.num_classes} classes that ignores {self.ignore_index} and one of "
                 f"{other.num_classes} that ignores {other.ignore_index} do not add up"
             )
-        return ConfusionMatrix.from_counts(self.counts + other.counts, ignore_index=self.ignore_index)
+        void_counts = None
+        if self.void_counts is not None and other.void_counts is not None:
+            void_counts = self.void_counts + other.void_counts
+        return ConfusionMatrix.from_counts(self.counts + other.counts, void_counts, ignore_index=self.ignore_index)

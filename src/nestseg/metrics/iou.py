@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,9 @@ from numpy.typing import NDArray
 from nestseg.core.errors import DataError
 from nestseg.core.types import AbsentRule
 from nestseg.metrics.confusion import ConfusionMatrix
+
+VoidRule = Literal["skip", "false_positive"]
+"""What a class predicted on a pixel without ground truth is: not counted, or a false positive of that class."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,8 +26,16 @@ class SegmentationScores:
             ground truth nor in prediction.
         pixel_accuracy: Share of labelled pixels that are right.
         mean_accuracy: Mean of the accuracy over the classes that count.
-        accuracy_per_class: Share of a class's pixels that are right; None for a class without a pixel.
+        accuracy_per_class: Share of a class's pixels that are right, which is its recall; None for a class without a
+            pixel.
         num_classes_counted: Number of classes in ``mean_iou``; below K where absent classes are skipped.
+        mean_dice: Mean of Dice over the classes that count.
+        dice_per_class: Dice, which is F1: twice the intersection over the sum of both sizes; None as for IoU.
+        mean_precision: Mean of the precision over the classes that count; None where no class has one.
+        precision_per_class: Share of the pixels predicted as a class that are right; None for a class that is not
+            predicted.
+        frequency_weighted_iou: IoU averaged with each class's share of the labelled pixels as weight.
+        void: What predictions on pixels without ground truth were.
     """
 
     mean_iou: float
@@ -32,9 +44,15 @@ class SegmentationScores:
     mean_accuracy: float
     accuracy_per_class: tuple[float | None, ...]
     num_classes_counted: int
+    mean_dice: float
+    dice_per_class: tuple[float | None, ...]
+    mean_precision: float | None
+    precision_per_class: tuple[float | None, ...]
+    frequency_weighted_iou: float
+    void: VoidRule
 
 
-def compute_scores(confusion: ConfusionMatrix, *, absent: AbsentRule) -> SegmentationScores:
+def compute_scores(confusion: ConfusionMatrix, *, absent: AbsentRule, void: VoidRule = "skip") -> SegmentationScores:
     """Compute the scores of a data set from all its pixels at once; never a mean over pictures.
 
     A class that is predicted but has no ground truth pixel has IoU 0, and that counts under both rules.
@@ -42,18 +60,23 @@ def compute_scores(confusion: ConfusionMatrix, *, absent: AbsentRule) -> Segment
     Args:
         confusion: Counts of the whole data set.
         absent: Whether a class that occurs neither in ground truth nor in prediction is left out of the means
-            or counts as 0 in them; the data set says which.
+            or counts as 0 in them; the data set says which. The same holds in each mean for a class without a value.
+        void: Whether predictions on pixels without ground truth are left out, as everywhere but in some papers on
+            CamVid, or are false positives. The latter lowers IoU, Dice and precision; accuracy is of labelled pixels.
 
     Returns:
         The scores, unrounded.
 
     Raises:
+        ValueError: If the counts do not know what was predicted on such pixels, and the rule needs it.
         DataError: If no labelled pixel was counted, since there is no score then.
 
     Reference:
         Everingham et al., "The PASCAL Visual Object Classes Challenge: A Retrospective", IJCV 2015,
         section 2.4 (intersection over union); Cordts et al., "The Cityscapes Dataset", CVPR 2016,
-        section 3.1; the evaluation script of the MIT Scene Parsing Benchmark (absent classes count as 0).
+        section 3.1; the evaluation script of the MIT Scene Parsing Benchmark (absent classes count as 0);
+        Long et al., "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015, section 5
+        (frequency-weighted IoU); van Rijsbergen, "Information Retrieval", 1979, chapter 7 (precision, recall, F).
 
     Deviations:
         ADE20K's own script adds a small constant to the denominators; here absent classes are a rule instead.
@@ -70,6 +93,10 @@ def compute_scores(confusion: ConfusionMatrix, *, absent: AbsentRule) -> Segment
     right = confusion.counts.diagonal()
     actual = confusion.counts.sum(axis=1)
     predicted = confusion.counts[:, :-1].sum(axis=0)
+    if void == "false_positive":
+        if confusion.void_counts is None:
+            raise ValueError("void_counts are not known; give them to ConfusionMatrix.from_counts")
+        predicted = predicted + confusion.void_counts[:-1]
     if not actual.any():
         raise DataError(
             "E-DATA-080",
@@ -78,7 +105,10 @@ def compute_scores(confusion: ConfusionMatrix, *, absent: AbsentRule) -> Segment
         )
     iou = _ratios(right, actual + predicted - right)
     accuracy = _ratios(right, actual)
+    dice = _ratios(2 * right, actual + predicted)
+    precision = _ratios(right, predicted)
     num_absent = iou.count(None)
+    weighted = sum(count * (value or 0.0) for count, value in zip(actual.tolist(), iou, strict=True))
     return SegmentationScores(
         mean_iou=_mean(iou, absent=absent),
         iou_per_class=iou,
@@ -86,7 +116,28 @@ def compute_scores(confusion: ConfusionMatrix, *, absent: AbsentRule) -> Segment
         mean_accuracy=_mean(accuracy, absent=absent),
         accuracy_per_class=accuracy,
         num_classes_counted=len(iou) - (num_absent if absent == "skip" else 0),
+        mean_dice=_mean(dice, absent=absent),
+        dice_per_class=dice,
+        mean_precision=_mean(precision, absent=absent) if predicted.any() or absent == "zero" else None,
+        precision_per_class=precision,
+        frequency_weighted_iou=weighted / int(actual.sum()),
+        void=void,
     )
+
+
+def final_score(scores: SegmentationScores) -> float:
+    """Return the score that ADE20K's scene parsing challenge ranks by: the mean of pixel accuracy and mean IoU.
+
+    Args:
+        scores: Scores in which absent classes count as 0.
+
+    Reference:
+        MIT Scene Parsing Benchmark, "Evaluation".
+
+    Deviations:
+        None known.
+    """
+    return (scores.pixel_accuracy + scores.mean_iou) / 2
 
 
 def _ratios(parts: NDArray[np.int64], wholes: NDArray[np.int64]) -> tuple[float | None, ...]:

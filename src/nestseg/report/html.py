@@ -2,12 +2,13 @@
 
 Every part takes plain text and escapes it; only what a part returned goes into another as it is, which the type `Html`
 makes sure of. Colours follow the reader's light or dark setting, wide tables scroll by themselves, and everything is
-reached by keyboard. The page forbids itself every request and every script.
+reached by keyboard. The page forbids itself every request, and every script but the one it was made with.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
 import io
 from collections.abc import Iterable, Sequence
@@ -52,7 +53,14 @@ class Swatch(NamedTuple):
     """Something short before the name, such as the train id."""
 
 
-Cell = str | Bar | Swatch
+class Links(NamedTuple):
+    """A cell of links to places of the same page."""
+
+    pairs: Sequence[tuple[str, str]]
+    """(text, id of the place)."""
+
+
+Cell = str | Bar | Swatch | Links
 
 
 class Section(NamedTuple):
@@ -109,21 +117,33 @@ def code(text: str, *, label: str) -> Html:
     return Html(f'<pre tabindex="0" role="region" aria-label="{escape(label)}"><code>{escape(text)}</code></pre>')
 
 
-def table(caption: str, columns: Sequence[Column], rows: Iterable[Sequence[Cell]]) -> Html:
+def table(
+    caption: str,
+    columns: Sequence[Column],
+    rows: Iterable[Sequence[Cell]],
+    *,
+    row_attributes: Sequence[str] | None = None,
+    sortable: bool = False,
+) -> Html:
     """Set a table; the first column holds the headings of its rows.
 
     Args:
         caption: What it shows.
         columns: Their titles.
         rows: As many cells each as there are columns.
+        row_attributes: Markup inside the opening tag of each row, for the page's script.
+        sortable: Mark it for a script that sorts.
     """
     heads = join(Html(f'<th scope="col"{_numeric(column)}>{escape(column.title)}</th>') for column in columns)
-    body = join(
-        Html("<tr>" + join(_cell(cell, column, first=column is columns[0]) for cell, column in pairs) + "</tr>")
-        for pairs in (list(zip(row, columns, strict=True)) for row in rows)
-    )
+    lines = [
+        join(_cell(cell, column, first=column is columns[0]) for cell, column in zip(row, columns, strict=True))
+        for row in rows
+    ]
+    attributes = [f" {one}" for one in row_attributes] if row_attributes is not None else [""] * len(lines)
+    body = join(Html(f"<tr{one}>{line}</tr>") for one, line in zip(attributes, lines, strict=True))
     return Html(
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table>'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}">'
+        f"<table{' data-sortable' if sortable else ''}>"
         f"<caption>{escape(caption)}</caption><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
@@ -140,6 +160,8 @@ def _cell(cell: Cell, column: Column, *, first: bool) -> Html:
             # whatever is not nothing shows
             width = f"max(1px,{100 * min(1.0, share):.2f}%)" if share > 0 else "0"
             content = Html(f'{escape(text)}<span class="bar"><span style="width:{width}"></span></span>')
+        case Links(pairs):
+            content = Html(" ".join(f'<a href="#{escape(place)}">{escape(text)}</a>' for text, place in pairs))
         case str():
             content = escape(cell)
     return Html(f'<th scope="row">{content}</th>' if first else f"<td{_numeric(column)}>{content}</td>")
@@ -175,30 +197,68 @@ def figure(image: NDArray[np.uint8], *, caption: str, alt: str) -> Html:
     )
 
 
+def details(summary: str, parts: Iterable[Html], *, opened: bool = False) -> Html:
+    """Set parts that the reader folds away and opens again.
+
+    Args:
+        summary: The line that stays.
+        parts: What is folded.
+        opened: Whether it is open at first.
+    """
+    state = " open" if opened else ""
+    return Html(f"<details{state}><summary>{escape(summary)}</summary>{join(parts)}</details>")
+
+
 def grid(parts: Iterable[Html]) -> Html:
     """Set figures or tables side by side, as many as fit."""
     return Html(f'<div class="grid">{join(Html(f"<div>{part}</div>") for part in parts)}</div>')
 
 
-def image_uri(image: NDArray[np.uint8]) -> str:
-    """Encode a picture as the address of itself, a JPEG in a data URI.
+def image_uri(image: NDArray[np.uint8], *, drawn: bool = False) -> str:
+    """Encode a picture as the address of itself, a data URI.
+
+    Args:
+        image: The picture.
+        drawn: Whether it is made of few flat colours, which PNG keeps exactly and smaller than JPEG would.
 
     Shape:
         - image: (H, W, 3) uint8 RGB
     """
     encoded = io.BytesIO()
-    Image.fromarray(image).save(encoded, "JPEG", quality=_JPEG_QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(encoded.getbuffer()).decode("ascii")
+    if drawn:
+        Image.fromarray(image).save(encoded, "PNG", optimize=True)
+    else:
+        Image.fromarray(image).save(encoded, "JPEG", quality=_JPEG_QUALITY)
+    return f"data:image/{'png' if drawn else 'jpeg'};base64," + base64.b64encode(encoded.getbuffer()).decode("ascii")
 
 
-def page(title: str, *, lead: str, sections: Sequence[Section]) -> str:
+def page(
+    title: str,
+    *,
+    lead: str,
+    sections: Sequence[Section],
+    toolbar: Html | None = None,
+    style: str = "",
+    script: str = "",
+) -> str:
     """Put sections together to a whole page.
 
     Args:
         title: Its heading, and its name in a browser's tab.
         lead: One sentence under the heading.
         sections: In order.
+        toolbar: What stays in view above the sections.
+        style: CSS of this page beside that of all pages.
+        script: JavaScript that runs once the page is there; the page's policy names its hash and allows no other.
+
+    Raises:
+        ValueError: If the script or style would end before its end.
     """
+    if "</" in script or "</" in style:
+        raise ValueError('"</" in a script or style; write "<\\/"')
+    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    policy += f"; script-src 'sha256-{digest}'" if script else ""
     links = join(
         Html(f'<li><a href="#part-{place}">{escape(section.title)}</a></li>')
         for place, section in enumerate(sections, start=1)
@@ -216,18 +276,18 @@ def page(title: str, *, lead: str, sections: Sequence[Section]) -> str:
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
 <title>{escape(title)}</title>
-<style>{_STYLE}</style>
+<style>{_STYLE}{style}</style>
 </head>
 <body>
 <a class="skip" href="#content">Skip to the content</a>
 <header><h1>{escape(title)}</h1><p>{escape(lead)}</p><nav aria-label="Sections"><ul>{links}</ul></nav></header>
-<main id="content" tabindex="-1">
+{toolbar or ""}<main id="content" tabindex="-1">
 {body}
 </main>
 <footer>nestseg {escape(__version__)}</footer>
-</body>
+{f"<script>{script}</script>" if script else ""}</body>
 </html>
 """
 
@@ -254,6 +314,7 @@ _STYLE = """
   }
 }
 * { box-sizing: border-box; }
+[hidden] { display: none !important; }
 html { -webkit-text-size-adjust: 100%; }
 body {
   margin: 0 auto; padding: 1.5rem clamp(1rem, 4vw, 2.5rem) 3rem; max-width: 76rem;
@@ -300,6 +361,7 @@ pre { margin: 0.75rem 0; padding: 0.75rem 1rem; overflow-x: auto; background: va
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); gap: 1rem;
   align-items: start; margin: 0.75rem 0; }
 .grid .scroll { margin: 0; }
+summary { padding: 0.25rem 0; cursor: pointer; }
 figure { margin: 0; }
 img { display: block; width: 100%; height: auto; border-radius: 0.25rem; background: var(--panel); }
 figcaption { margin-top: 0.25rem; font-size: 0.875rem; }

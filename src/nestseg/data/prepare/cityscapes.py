@@ -11,14 +11,14 @@ from nestseg.data.prepare.preparation import Plan, Preparation, Source, select_m
 
 _PAGE = "https://www.cityscapes-dataset.com/downloads/, after a registration"
 
-# Read are labelIds alone: labelTrainIds are not in the archive, and not needed.
+# Read are labelIds, and instanceIds for the scores of instances: labelTrainIds are not in the archive, nor needed.
 _MEMBERS = {
     "leftImg8bit_trainvaltest.zip": (
         r"(?:.*/)?(?P<path>leftImg8bit/(?:train|val)/[^/.][^/]*/[^/.][^/]*_leftImg8bit\.png)",
         ("leftImg8bit/train", "leftImg8bit/val"),
     ),
     "gtFine_trainvaltest.zip": (
-        r"(?:.*/)?(?P<path>gtFine/(?:train|val)/[^/.][^/]*/[^/.][^/]*_gtFine_labelIds\.png)",
+        r"(?:.*/)?(?P<path>gtFine/(?:train|val)/[^/.][^/]*/[^/.][^/]*_gtFine_(?:labelIds|instanceIds)\.png)",
         ("gtFine/train", "gtFine/val"),
     ),
 }
