@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,8 @@ def test_evaluate_leaves_all_that_it_promises(cityscapes, model, tmp_path, capsy
     assert metrics["cityscapes"]["class_iiou"]["car"] is not None
     assert metrics["mean_iou_with_void_as_false_positive"] < metrics["mean_iou"]
     assert not metrics["partial"]
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    assert (metrics["commit"] or "").removesuffix("+changes") == head.stdout.strip()
     assert "by the rules of Cityscapes: IoU of categories" in out
     assert "95 % interval" in out
     with (tmp_path / "images.csv").open() as file:

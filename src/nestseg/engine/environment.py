@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import subprocess
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -49,6 +50,25 @@ def code_digest() -> str:
     for file in sorted(folder.rglob("*.py")):
         digest.update(str(file.relative_to(folder)).encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()[:8]
+
+
+@cache
+def code_commit() -> str | None:
+    """Return the commit of this package, ``+changes`` behind it where files differ; None outside a git checkout."""
+    folder = Path(__file__).parents[1]
+
+    def git(*words: str) -> str | None:
+        try:
+            found = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True)  # noqa: S603, S607
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return found.stdout.strip()
+
+    # an installed package may lie inside of somebody else's checkout
+    if git("ls-files", "--error-unmatch", "__init__.py") is None:
+        return None
+    changed = git("status", "--porcelain", "--untracked-files=no", ".")
+    return f"{git('rev-parse', 'HEAD')}{'+changes' if changed else ''}"
 
 
 def data_digest(dataset: SegmentationDataset) -> str:

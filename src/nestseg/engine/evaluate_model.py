@@ -7,11 +7,13 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
-from nestseg.build import evaluation_of, open_dataset_of, open_predictor
+from nestseg.build import evaluation_of, open_dataset_of, open_predictor, versions
 from nestseg.core.disk import sha256_of
 from nestseg.engine.details import DetailsCollector
+from nestseg.engine.environment import code_commit, code_digest
 from nestseg.engine.evaluate import Evaluation, evaluate
 from nestseg.engine.evaluation_files import IMAGES_FILE, write_metrics, write_reports
 from nestseg.engine.launch import require_float32
@@ -69,12 +71,16 @@ def evaluate_model(
             skip_bad=skip_bad,
             on_image=on_image,
         )
-    context = {
+    provenance = {
         "model": str(source) if not Path(source).exists() else found.path.name,
         "model_sha256": sha256_of(found.path),
         "step": metadata.step,
-        "versions": metadata.versions,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": code_commit(),
+        "code": code_digest(),
+        "device": predictor.device.type,
     }
+    context = {**provenance, "versions": versions(), "model_versions": metadata.versions}
     write_metrics(result, folder, context=context)
     recipe = metadata.recipe
     if recipe is not None:
@@ -83,7 +89,7 @@ def evaluate_model(
         result,
         folder,
         taxonomy=dataset.taxonomy,
-        provenance={name: value for name, value in context.items() if name != "versions"} | metadata.versions,
+        provenance=provenance | versions(),
         recipe=recipe,
         run=found.path.parent if (found.path.parent / "log.jsonl").is_file() else None,
     )

@@ -126,7 +126,7 @@ def write_reports(
         confusion=evaluation.confusion,
         interval=(details.interval.low, details.interval.high),
         protocol=_word_protocol(evaluation),
-        provenance={name: str(value) for name, value in provenance.items()},
+        provenance={name: "-" if value is None else str(value) for name, value in provenance.items()},
         boundary_iou=details.boundary_iou,
         iou_by_size=details.iou_by_size,
         calibration=[
