@@ -25,6 +25,7 @@ import pytest
 from nestseg.core.taxonomy import Taxonomy
 from nestseg.data.toystreets import ToyStreets
 from nestseg.engine.runs import plot_runs
+from nestseg.metrics.calibration import ONE, compute_calibration
 from nestseg.metrics.confusion import ConfusionMatrix
 from nestseg.metrics.iou import compute_scores
 from nestseg.report.curves import PERCENT, Curve
@@ -35,7 +36,6 @@ from nestseg.report.evaluation_page import (
     ReportPicture,
     write_evaluation_report,
 )
-from nestseg.report.failures import ReliabilityBin
 
 pytestmark = pytest.mark.slow
 
@@ -268,10 +268,10 @@ def make_report(num_classes: int) -> EvaluationReport:
             "below 32 x 32": [None if iou is None else 0.4 * iou for iou in scores.iou_per_class],
             "above 96 x 96": scores.iou_per_class,
         },
-        calibration=[
-            ReliabilityBin(100 * place, (place + 0.5) / 10, 0.09 * place) if place else ReliabilityBin(0, None, None)
-            for place in range(10)
-        ],
+        objects_by_size={size: [20] * num_classes for size in ("below 32 x 32", "above 96 x 96")},
+        calibration=compute_calibration(
+            np.array([[100 * place, 9 * place * place, 10 * place * place * ONE + 5 * place * ONE] for place in range(10)])
+        ),
         extra_tables={"Categories": {"flat": 0.93, "human": None}},
         images=sorted(images, key=lambda pair: pair[1] or 0.0),
         pictures=pictures,

@@ -262,14 +262,18 @@ class Job:
         """The records of the log, each of which must be whole."""
         return [json.loads(line) for line in (self.seen / "log.jsonl").read_text(encoding="utf-8").splitlines()]
 
-    def fingerprint(self, *, best: bool = True) -> str:
+    def fingerprint(self, *, best: bool = True, state: bool = True) -> str:
         """Hash what a finished run leaves: weights, BatchNorm, optimizer, EMA, random state, the published model.
 
         Args:
             best: Whether the score of best.safetensors is part of it; it is another where that file was not written.
+            state: Whether the last checkpoint is part of it; without, the published model alone.
         """
         checkpoint = self.seen / "checkpoints" / f"step-{NUM_STEPS:08d}"
         digest = hashlib.sha256()
+        if not state:
+            _add_value(digest, load_file(self.seen / "model.safetensors"))
+            return digest.hexdigest()
         _add_value(digest, load_file(checkpoint / "model.safetensors"))
         state = torch.load(checkpoint / "state.pt", weights_only=True)
         if not best:

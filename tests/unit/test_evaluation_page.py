@@ -22,6 +22,7 @@ from PIL import Image
 from nestseg.core.taxonomy import Taxonomy
 from nestseg.core.types import Sample
 from nestseg.engine.trackers import flatten
+from nestseg.metrics.calibration import ONE, compute_calibration
 from nestseg.metrics.confusion import ConfusionMatrix
 from nestseg.metrics.iou import compute_scores
 from nestseg.recipes import named_recipe
@@ -38,7 +39,7 @@ from nestseg.report.evaluation_page import (
     write_class_csv,
     write_evaluation_report,
 )
-from nestseg.report.failures import ReliabilityBin, calibration_error, confused_pixels, find_confusions, suggest_next
+from nestseg.report.failures import confused_pixels, find_confusions, suggest_next
 from nestseg.report.html import Column, Links, Section, details, image_uri, page, paragraph, table
 from nestseg.report.pictures import draw_comparison, draw_panels
 
@@ -46,7 +47,7 @@ HOSTILE = ("<script>alert(1)</script>", '"><img src=x onerror=y>', "a & b's", "c
 PALETTE = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (90, 90, 90))
 # rows: ground truth; the last column: no class
 COUNTS = np.array([[80, 15, 5, 0, 0], [10, 90, 0, 0, 0], [0, 4, 1, 0, 5], [0, 0, 0, 0, 0]])
-BINS = [ReliabilityBin(0, None, None), ReliabilityBin(100, 0.9, 0.6)]
+CALIBRATION = compute_calibration(np.array([[0, 0, 0], [100, 60, 90 * ONE]]))
 
 
 class Outline(HTMLParser):
@@ -116,7 +117,8 @@ def make_full_report() -> EvaluationReport:
         interval=(0.51, 0.58),
         boundary_iou=(0.4, 0.3, None, None),
         iou_by_size={"small": (0.1, None, 0.2, None), "large": (0.8, 0.7, None, None)},
-        calibration=BINS,
+        objects_by_size={"small": (20, 0, 1, 0), "large": (11, 9, 0, 0)},
+        calibration=CALIBRATION,
         extra_tables={"Categories": {"flat": 0.8125, "human": None}},
         images=[("a.png", 0.25), ("b.png", 0.75), ("c.png", None)],
         pictures=[
@@ -318,6 +320,7 @@ def suggestions(report: EvaluationReport) -> str:
             interval=report.interval,
             boundary_iou=report.boundary_iou,
             iou_by_size=report.iou_by_size,
+            objects_by_size=report.objects_by_size,
             calibration=report.calibration,
         )
     )
@@ -367,16 +370,32 @@ def test_two_classes_that_are_mixed_up_are_one_sentence() -> None:
     assert f": {both:.1f} points of mean IoU." in line
 
 
-@pytest.mark.parametrize(("large", "said"), [(0.5, True), (0.25, False)])
-def test_small_objects_are_named_only_if_they_are_worse(large: float, said: bool) -> None:
-    sizes = {"under 32²": (0.2, None, 0.2, 0.9), "between": (0.0,) * 4, "over 96²": (large, 0.9, large, None)}
-    text = suggestions(replace(make_report(), iou_by_size=sizes))
-    assert ("Objects of size under 32² have a mean IoU of 20.0 %, those of size over 96² 50.0 %" in text) == said
+# of one class that has objects of both sizes, of three, and of three one of which has too few
+@pytest.mark.parametrize(
+    ("large", "num_large", "said"),
+    [(0.5, 10, True), (0.28, 10, False), (0.5, 9, False)],
+)
+def test_small_objects_are_named_only_if_those_of_several_classes_are_worse(
+    large: float, num_large: int, said: bool
+) -> None:
+    sizes = {"small": (0.2, 0.3, 0.2, 0.9), "between": (0.0, 0.0, 0.5, 0.0), "large": (large, 0.9, None, None)}
+    numbers = {"small": (10, 10, 10, 10), "between": (99, 99, 10, 0), "large": (num_large, 10, 0, 0)}
+    text = suggestions(replace(make_report(), iou_by_size=sizes, objects_by_size=numbers))
+    assert ("by 30.0 points in the median of 3 classes (most: car 30.0 % against 90.0 %, " in text) == said
+    assert "pole 20.0 % against 50.0 %" in text
+
+
+def test_small_objects_of_one_class_prove_nothing() -> None:
+    sizes = {"small": (0.0, 0.6, 0.6, None), "large": (0.95, None, None, None)}
+    numbers = {"small": (99, 99, 99, 0), "large": (99, 0, 0, 0)}
+    assert "Objects of size" not in suggestions(
+        replace(make_report(), iou_by_size=sizes, objects_by_size=numbers)
+    )
 
 
 @pytest.mark.parametrize(("confidence", "said"), [(90, True), (62, False), (50, False)])
 def test_confidence_is_named_only_if_it_is_too_high(confidence: int, said: bool) -> None:
-    calibration = [ReliabilityBin(0, None, None), ReliabilityBin(100, confidence / 100, 0.6)]
+    calibration = compute_calibration(np.array([[0, 0, 0], [100, 60, confidence * ONE]]))
     text = suggestions(replace(make_report(), calibration=calibration))
     assert ("over-confident: 60.0 % of the pixels are right, and it is sure of 90.0 %" in text) == said
 
@@ -403,8 +422,7 @@ def test_fields_and_names_that_suggestions_speak_of_exist() -> None:
 
 
 def test_calibration_of_no_pixel_is_drawn_as_nothing() -> None:
-    empty = [ReliabilityBin(0, None, None)] * 5
-    assert calibration_error(empty) is None
+    empty = compute_calibration(np.zeros((5, 3), np.int64))
     outline = Outline(build_evaluation_page(replace(make_report(), calibration=empty)))
     assert outline.find("rect") == []
     assert "over-confident" not in outline.text

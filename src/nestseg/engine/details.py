@@ -21,7 +21,7 @@ from nestseg.metrics.calibration import Calibration, CalibrationCounts, compute_
 from nestseg.metrics.cityscapes import CityscapesCounts, CityscapesScores, compute_cityscapes_scores
 from nestseg.metrics.confusion import ConfusionMatrix
 from nestseg.metrics.image_scores import ImageScores, ImageScoreWriter, image_counts, mean_iou_by_image
-from nestseg.metrics.objects import ObjectCounts, iou_by_size
+from nestseg.metrics.objects import ObjectCounts, iou_by_size, objects_by_size
 from nestseg.report.evaluation_page import Kind, ReportPicture, shrink_picture
 
 NUM_PICTURES = 6
@@ -40,6 +40,7 @@ class Details:
         interval: The mean IoU, and where it would lie with other images of the kind.
         boundary_iou: IoU of the bands along edges, a class each.
         iou_by_size: IoU by the size of objects: name of a size -> a value a class.
+        objects_by_size: How many objects there are in the ground truth, likewise.
         calibration: How often the model is right where it is sure.
         cityscapes: Scores of the official script; None for another data set.
         pictures: Worst, best and evenly spread images, for the report.
@@ -49,6 +50,7 @@ class Details:
     interval: Interval
     boundary_iou: tuple[float | None, ...]
     iou_by_size: dict[str, tuple[float | None, ...]]
+    objects_by_size: dict[str, tuple[int, ...]]
     calibration: Calibration
     cityscapes: CityscapesScores | None
     pictures: tuple[ReportPicture, ...]
@@ -142,6 +144,7 @@ class DetailsCollector:
             interval=bootstrap_mean_iou(self._images.counts, absent=absent),
             boundary_iou=boundary_iou(self._boundary.counts),
             iou_by_size=iou_by_size(self._objects.counts, self._objects.edges),
+            objects_by_size=objects_by_size(self._objects.counts, self._objects.edges),
             calibration=compute_calibration(self._calibration.counts),
             cityscapes=None if self._cityscapes is None else compute_cityscapes_scores(self._cityscapes),
             pictures=(*ranked, *self._pictures),

@@ -18,7 +18,6 @@ from nestseg.engine.evaluate import Evaluation
 from nestseg.engine.runs import learning_curves
 from nestseg.metrics.iou import compute_scores, final_score
 from nestseg.report.evaluation_page import EvaluationReport, format_markdown, write_class_csv, write_evaluation_report
-from nestseg.report.failures import ReliabilityBin
 
 METRICS_FILE = "metrics.json"
 REPORT_FILE = "report.html"
@@ -89,6 +88,9 @@ def _describe_details(evaluation: Evaluation) -> dict[str, Any]:
         "iou_per_class_by_size": {
             size: dict(zip(classes, values, strict=True)) for size, values in details.iou_by_size.items()
         },
+        "objects_per_class_by_size": {
+            size: dict(zip(classes, numbers, strict=True)) for size, numbers in details.objects_by_size.items()
+        },
         "calibration": asdict(details.calibration),
         "cityscapes": None if details.cityscapes is None else asdict(details.cityscapes),
         "worst_images": [[score.name, score.mean_iou] for score in details.images.worst(20)],
@@ -129,9 +131,8 @@ def write_reports(
         provenance={name: "-" if value is None else str(value) for name, value in provenance.items()},
         boundary_iou=details.boundary_iou,
         iou_by_size=details.iou_by_size,
-        calibration=[
-            ReliabilityBin(found.num_pixels, found.confidence, found.accuracy) for found in details.calibration.bins
-        ],
+        objects_by_size=details.objects_by_size,
+        calibration=details.calibration,
         extra_tables=_other_rules(evaluation) | _official_tables(details),
         images=[(score.name, score.mean_iou) for score in details.images.worst(20)],
         pictures=details.pictures,

@@ -194,6 +194,35 @@ def iou_by_size(counts: NDArray[np.int64], edges: Sequence[int]) -> dict[str, tu
     }
 
 
+def objects_by_size(counts: NDArray[np.int64], edges: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """Return how many objects of each class there are, by their size.
+
+    Args:
+        counts: See `ObjectCounts`.
+        edges: The numbers of pixels that it was made with.
+
+    Returns:
+        The name of each bucket with a number a class, small to large.
+
+    Raises:
+        ValueError: If there are not as many buckets as the edges make.
+
+    Shape:
+        - counts: (K, B, 4) int64
+
+    Reference:
+        See `ObjectCounts`.
+
+    Example:
+        >>> objects_by_size(np.array([[[2, 2, 4, 1], [0, 0, 0, 0]]]), (3,))
+        {'below 3 px': (1,), '3 px and more': (0,)}
+    """
+    check_counts(counts, (None, len(edges) + 1, 4))
+    return {
+        name: tuple(numbers) for name, numbers in zip(size_names(edges), counts[..., 3].T.tolist(), strict=True)
+    }
+
+
 def size_names(edges: Sequence[int]) -> tuple[str, ...]:
     """Word the buckets of object sizes, small to large.
 

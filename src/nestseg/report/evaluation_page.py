@@ -17,14 +17,13 @@ from nestseg.core.disk import replaced_file
 from nestseg.core.resize import resize_labels
 from nestseg.core.taxonomy import Taxonomy
 from nestseg.core.types import Sample
+from nestseg.metrics.calibration import Calibration, CalibrationBin
 from nestseg.metrics.confusion import ConfusionMatrix
 from nestseg.metrics.iou import SegmentationScores
 from nestseg.report.curves import PLAIN, Curve, Unit, draw_chart, draw_legend
 from nestseg.report.evaluation_script import SCRIPT, STYLE
 from nestseg.report.failures import (
     Confusion,
-    ReliabilityBin,
-    calibration_error,
     confused_pixels,
     find_confusions,
     name_called,
@@ -117,7 +116,8 @@ class EvaluationReport:
         interval: In which the mean IoU lies with 95 %, over images.
         boundary_iou: A value a class.
         iou_by_size: A value a class, by the size of objects, the smallest first.
-        calibration: Confidence against accuracy, in bins of equal width from 0 to 1.
+        objects_by_size: How many objects there are of each class, likewise.
+        calibration: Confidence against accuracy.
         extra_tables: Scores in [0, 1] beside these, such as Cityscapes' categories: name of a table to rows.
         images: (name, mean IoU) of images, the worst first.
         pictures: What is drawn.
@@ -136,7 +136,8 @@ class EvaluationReport:
     interval: tuple[float, float] | None = None
     boundary_iou: Sequence[float | None] | None = None
     iou_by_size: Mapping[str, Sequence[float | None]] | None = None
-    calibration: Sequence[ReliabilityBin] | None = None
+    objects_by_size: Mapping[str, Sequence[int]] | None = None
+    calibration: Calibration | None = None
     extra_tables: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     images: Sequence[tuple[str, float | None]] = ()
     pictures: Sequence[ReportPicture] = ()
@@ -302,7 +303,7 @@ def _headline(report: EvaluationReport) -> list[tuple[str, str]]:
     if report.boundary_iou is not None:
         pairs.append(("Mean boundary IoU", f"{_percent(_mean(report.boundary_iou))} %"))
     if report.calibration is not None:
-        pairs.append(("Calibration error", f"{_percent(calibration_error(report.calibration))} %"))
+        pairs.append(("Calibration error", f"{_percent(report.calibration.expected_calibration_error)} %"))
     if "commit" in report.provenance:
         pairs.append(("Commit", report.provenance["commit"][:10]))
     return pairs
@@ -335,6 +336,7 @@ def _suggestions(report: EvaluationReport) -> list[str]:
         interval=report.interval,
         boundary_iou=report.boundary_iou,
         iou_by_size=report.iou_by_size,
+        objects_by_size=report.objects_by_size,
         calibration=report.calibration,
     )
 
@@ -596,40 +598,40 @@ def _more_scores(report: EvaluationReport) -> list[Html]:
     ]
 
 
-def _confidence(bins: Sequence[ReliabilityBin]) -> list[Html]:
-    total = max(1, sum(one.pixels for one in bins))
+def _confidence(calibration: Calibration) -> list[Html]:
+    total = max(1, calibration.num_pixels)
     columns = [
         Column("Confidence"),
         *(Column(title, numeric=True) for title in ("On average", "Right", "Of the pixels")),
     ]
     rows: list[list[Cell]] = [
         [
-            f"{100 * place / len(bins):.0f} to {100 * (place + 1) / len(bins):.0f} %",
+            f"{100 * one.low:.0f} to {100 * one.high:.0f} %",
             _percent(one.confidence),
             _percent(one.accuracy),
-            Bar(_percent(one.pixels / total), one.pixels / total),
+            Bar(_percent(one.num_pixels / total), one.num_pixels / total),
         ]
-        for place, one in enumerate(bins)
+        for one in calibration.bins
     ]
     return [
         paragraph(
             f"Where the model is sure of 80 %, 80 % should be right: bars then end on the dashed line. Over the pixels "
-            f"they miss it by {_percent(calibration_error(bins))} points on average (expected calibration error)."
+            f"they miss it by {_percent(calibration.expected_calibration_error)} points on average (expected calibration "
+            "error)."
         ),
-        grid([_reliability_diagram(bins), table("Confidence in %", columns, rows)]),
+        grid([_reliability_diagram(calibration.bins), table("Confidence in %", columns, rows)]),
     ]
 
 
-def _reliability_diagram(bins: Sequence[ReliabilityBin]) -> Html:
+def _reliability_diagram(bins: Sequence[CalibrationBin]) -> Html:
     left, top, side = 40, 10, 300
-    width = side / len(bins)
     bars = join(
         Html(
-            f'<rect x="{left + place * width + 1:.1f}" y="{top + side * (1 - one.accuracy):.1f}" '
-            f'width="{max(1.0, width - 2):.1f}" height="{max(1.0, side * one.accuracy):.1f}" '
-            f'fill="var(--bar)"><title>{_bar_words(one)}, {one.pixels:,} pixels</title></rect>'
+            f'<rect x="{left + side * one.low + 1:.1f}" y="{top + side * (1 - one.accuracy):.1f}" '
+            f'width="{max(1.0, side * (one.high - one.low) - 2):.1f}" height="{max(1.0, side * one.accuracy):.1f}" '
+            f'fill="var(--bar)"><title>{_bar_words(one)}, {one.num_pixels:,} pixels</title></rect>'
         )
-        for place, one in enumerate(bins)
+        for one in bins
         if one.accuracy is not None
     )
     ticks = join(
@@ -641,7 +643,7 @@ def _reliability_diagram(bins: Sequence[ReliabilityBin]) -> Html:
         )
         for tick in (0, 20, 40, 60, 80, 100)
     )
-    said = "; ".join(_bar_words(one) for one in bins if one.pixels)
+    said = "; ".join(_bar_words(one) for one in bins if one.num_pixels)
     return Html(
         f'<svg class="reliability" viewBox="0 0 {left + side + 16} {top + side + 40}" role="img" '
         f'aria-label="{escape(f"Reliability: {said}")}">{ticks}{bars}'
@@ -651,7 +653,7 @@ def _reliability_diagram(bins: Sequence[ReliabilityBin]) -> Html:
     )
 
 
-def _bar_words(one: ReliabilityBin) -> str:
+def _bar_words(one: CalibrationBin) -> str:
     return f"sure of {word_share(one.confidence or 0.0)}, right {word_share(one.accuracy or 0.0)}"
 
 

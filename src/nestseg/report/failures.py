@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nestseg.metrics.calibration import Calibration
 from nestseg.metrics.confusion import ConfusionMatrix
 from nestseg.metrics.iou import SegmentationScores
 
@@ -19,7 +21,9 @@ _WEAK = 0.1  # IoU below the mean
 _LOPSIDED = 0.1  # between found and right when called
 _RARE = 0.005  # of the labelled pixels
 _MIXED = 0.005  # of mean IoU
-_SMALL = 0.1  # IoU of the smallest objects below that of the largest
+_SMALL = 0.1  # IoU of the smallest objects below that of the largest of the class, in the median of the classes
+_OBJECTS = 10  # of a size and class: what fewer say is chance
+_CLASSES = 3  # of which that is known
 _EDGES = 0.15  # boundary IoU below IoU
 _SURE = 0.03  # confidence above accuracy
 _WIDE = 0.04  # width of the interval
@@ -38,16 +42,6 @@ class Confusion(NamedTuple):
     """Of all pixels of the first class."""
     cost: float
     """What they take from the mean IoU."""
-
-
-class ReliabilityBin(NamedTuple):
-    """Pixels of similar confidence."""
-
-    pixels: int
-    confidence: float | None
-    """Their mean confidence; None without a pixel."""
-    accuracy: float | None
-    """Share of them that is right; None without a pixel."""
 
 
 def find_confusions(confusion: ConfusionMatrix, scores: SegmentationScores) -> list[Confusion]:
@@ -138,25 +132,6 @@ def confused_pixels(
     return {divmod(pair, num_classes + 1): count for pair, count in sorted(found, key=lambda one: -one[1])}
 
 
-def calibration_error(bins: Sequence[ReliabilityBin]) -> float | None:
-    """Average the distance between confidence and accuracy over all pixels; None without a pixel.
-
-    Reference:
-        Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, equation 3.
-
-    Deviations:
-        None known.
-
-    Example:
-        >>> calibration_error(
-        ...     [ReliabilityBin(3, 0.75, 0.5), ReliabilityBin(1, 1.0, 1.0), ReliabilityBin(0, None, None)]
-        ... )
-        0.1875
-    """
-    num_pixels = sum(one.pixels for one in bins)
-    return sum(abs(gap) * pixels for gap, pixels in _gaps(bins)) / num_pixels if num_pixels else None
-
-
 def suggest_next(
     classes: Sequence[str],
     scores: SegmentationScores,
@@ -165,7 +140,8 @@ def suggest_next(
     interval: tuple[float, float] | None = None,
     boundary_iou: Sequence[float | None] | None = None,
     iou_by_size: Mapping[str, Sequence[float | None]] | None = None,
-    calibration: Sequence[ReliabilityBin] | None = None,
+    objects_by_size: Mapping[str, Sequence[int]] | None = None,
+    calibration: Calibration | None = None,
 ) -> list[str]:
     """Say what stands out in the numbers and what to try; nothing that the numbers do not show.
 
@@ -176,6 +152,7 @@ def suggest_next(
         interval: In which the mean IoU lies with 95 %.
         boundary_iou: A value a class.
         iou_by_size: A value a class, by the size of objects, the smallest first.
+        objects_by_size: How many objects there are of each class, likewise; without it sizes are not compared.
         calibration: Confidence against accuracy.
 
     Returns:
@@ -185,8 +162,8 @@ def suggest_next(
         *_weak_classes(classes, scores, confusion),
         *_mixed_classes(classes, find_confusions(confusion, scores)),
     ]
-    if iou_by_size is not None and len(iou_by_size) > 1:
-        sentences += _small_objects(iou_by_size)
+    if iou_by_size is not None and objects_by_size is not None and len(iou_by_size) > 1:
+        sentences += _small_objects(classes, iou_by_size, objects_by_size)
     if boundary_iou is not None:
         sentences += _edges(scores.iou_per_class, boundary_iou)
     if calibration is not None:
@@ -255,18 +232,31 @@ def _mixed_classes(classes: Sequence[str], confusions: Sequence[Confusion]) -> l
     return sentences
 
 
-def _small_objects(iou_by_size: Mapping[str, Sequence[float | None]]) -> list[str]:
-    smallest, *_, largest = iou_by_size
-    pairs = zip(iou_by_size[smallest], iou_by_size[largest], strict=True)
-    known = [(small, large) for small, large in pairs if small is not None and large is not None]
-    if not known:
+def _small_objects(
+    classes: Sequence[str],
+    iou_by_size: Mapping[str, Sequence[float | None]],
+    objects_by_size: Mapping[str, Sequence[int]],
+) -> list[str]:
+    """Compare each class with itself: small cars with large cars, never small cars with large roads."""
+    smallest, *larger = iou_by_size
+    known: list[tuple[float, float, str]] = []
+    for train_id, name in enumerate(classes):
+        values = {
+            size: iou
+            for size, of_classes in iou_by_size.items()
+            if (iou := of_classes[train_id]) is not None and objects_by_size[size][train_id] >= _OBJECTS
+        }
+        large = next((values[size] for size in reversed(larger) if size in values), None)
+        if smallest in values and large is not None:
+            known.append((values[smallest], large, name))
+    if len(known) < _CLASSES or median(large - small for small, large, _ in known) < _SMALL:
         return []
-    small, large = (sum(values) / len(known) for values in zip(*known, strict=True))
-    if large - small < _SMALL:
-        return []
+    worst = sorted(known, key=lambda row: row[0] - row[1])[:_MOST]
+    said = ", ".join(f"{name} {word_share(small)} against {word_share(large)}" for small, large, name in worst)
     return [
-        f"Objects of size {smallest} have a mean IoU of {word_share(small)}, those of size {largest} "
-        f"{word_share(large)}: try a larger data.crop_size, a smaller output stride, or evaluation at several scales."
+        f"Objects of size {smallest} have a lower IoU than the largest of their class, by "
+        f"{_points(median(large - small for small, large, _ in known))} points in the median of {len(known)} classes "
+        f"(most: {said}): try a larger data.crop_size, a smaller output stride, or evaluation at several scales."
     ]
 
 
@@ -284,24 +274,13 @@ def _edges(iou: Sequence[float | None], boundary_iou: Sequence[float | None]) ->
     ]
 
 
-def _confidence(bins: Sequence[ReliabilityBin]) -> list[str]:
-    num_pixels = sum(one.pixels for one in bins)
-    excess = sum(gap * pixels for gap, pixels in _gaps(bins)) / max(1, num_pixels)
-    if excess < _SURE:
+def _confidence(calibration: Calibration) -> list[str]:
+    accuracy, confidence = calibration.accuracy, calibration.confidence
+    if accuracy is None or confidence is None or confidence - accuracy < _SURE:
         return []
-    accuracy = sum((one.accuracy or 0.0) * one.pixels for one in bins) / num_pixels
     return [
         f"The model is over-confident: {word_share(accuracy)} of the pixels are right, and it is sure of "
-        f"{word_share(accuracy + excess)}. Do not read its confidence as a probability."
-    ]
-
-
-def _gaps(bins: Sequence[ReliabilityBin]) -> list[tuple[float, int]]:
-    """Return confidence minus accuracy, and pixels, of the bins that have any."""
-    return [
-        (one.confidence - one.accuracy, one.pixels)
-        for one in bins
-        if one.confidence is not None and one.accuracy is not None
+        f"{word_share(confidence)}. Do not read its confidence as a probability."
     ]
 
 
