@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from PIL import Image
 
 from nestseg.build import build_mode, build_model, describe_model, evaluation_of, load_predictor
 from nestseg.cli import main
-from nestseg.core.errors import RecipeError
+from nestseg.core.errors import DataError, RecipeError
 from nestseg.data.cityscapes import TRAIN_ID_TO_LABEL_ID, Cityscapes
 from nestseg.engine.details import DetailsCollector
 from nestseg.engine.evaluate import evaluate
+from nestseg.engine.evaluation_files import write_metrics
 from nestseg.inference.modes import MultiScale, Slide, Whole
 from nestseg.inference.predictor import Predictor
 from nestseg.recipes import change_evaluation, named_recipe, resolve_recipe
@@ -108,6 +110,7 @@ def test_evaluate_leaves_all_that_it_promises(cityscapes, model, tmp_path, capsy
     assert (metrics["commit"] or "").removesuffix("+changes") == head.stdout.strip()
     assert "by the rules of Cityscapes: IoU of categories" in out
     assert "95 % interval" in out
+    assert "ignored pixels not counted" in out
     with (tmp_path / "images.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["image"] for row in rows] == [f"ulm_{index:06d}_000019" for index in range(4)]
@@ -191,6 +194,44 @@ def test_e7_a_bad_file_stops_the_evaluation_or_makes_it_partial(cityscapes, mode
     assert "PARTIAL" in (out / "summary.md").read_text()
 
 
+@pytest.mark.parametrize("fault", ["cut", "size"])
+def test_e7_a_bad_instance_map_is_a_bad_file_too(cityscapes, model, tmp_path, capsys, fault):
+    data = tmp_path / "data"
+    shutil.copytree(cityscapes, data)
+    bad = data / "gtFine/val/ulm/ulm_000001_000019_gtFine_instanceIds.png"
+    if fault == "cut":
+        bad.write_bytes(bad.read_bytes()[:100])
+    else:
+        Image.fromarray(np.zeros((SIZE[0], SIZE[1] - 1), np.uint16)).save(bad)
+    assert run("evaluate", model, "--data", data, "--out", tmp_path / "out") == 1
+    assert str(bad) in capsys.readouterr().err
+    assert run("evaluate", model, "--data", data, "--out", tmp_path / "out", "--skip-bad") == 3
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert (metrics["num_images"], metrics["cityscapes"]["num_images"]) == (3, 3)
+    with (tmp_path / "out/images.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3
+    matrix = np.array(metrics["confusion_matrix"])
+    assert sum(int(row["car right"]) for row in rows) == matrix[13, 13]
+
+
+def test_pictures_of_the_user_are_not_replaced_by_those_of_an_evaluation(cityscapes, model, tmp_path, capsys):
+    own = tmp_path / "pictures/holiday.png"
+    own.parent.mkdir()
+    own.write_bytes(b"own")
+    assert run("evaluate", model, "--data", cityscapes, "--out", tmp_path) == 1
+    assert "E-RUN-090" in capsys.readouterr().err
+    assert own.read_bytes() == b"own"
+    assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
+
+
+def test_one_image_has_no_interval(cityscapes, model, tmp_path, capsys):
+    assert run("evaluate", model, "--data", cityscapes, "--split", "train", "--out", tmp_path) == 0
+    assert "95 % interval" not in capsys.readouterr().out
+    assert json.loads((tmp_path / "metrics.json").read_text())["mean_iou_interval"] is None
+    assert "95 % interval" not in (tmp_path / "report.html").read_text()
+
+
 def test_e9_a_split_without_labels_is_submitted_and_not_scored(cityscapes, model, tmp_path, capsys):
     assert run("evaluate", model, "--data", cityscapes, "--split", "test", "--out", tmp_path / "out") == 1
     assert "--submission" in capsys.readouterr().err
@@ -272,3 +313,31 @@ def test_e8_an_evaluation_that_breaks_off_leaves_the_results_of_the_one_before(
     monkeypatch.setattr(Predictor, "compute_logits", interrupt)
     assert run("evaluate", model, "--data", cityscapes, "--out", tmp_path) == 130
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.*")} == before
+
+
+def test_scores_that_are_not_finite_are_named(cityscapes, tmp_path):
+    dataset = Cityscapes(cityscapes, "val")
+
+    def broken(image: torch.Tensor) -> torch.Tensor:
+        return torch.full((1, 19, *image.shape[2:]), float("nan"))
+
+    collector = DetailsCollector(dataset, images_file=tmp_path / "images.csv")
+    with collector, pytest.raises(DataError, match=r"E-DATA-119 \| ulm_000000_000019 \| .* not finite"):
+        evaluate(Predictor(broken, dataset.taxonomy), dataset, split="val", collector=collector)
+
+
+def test_skipping_every_image_is_the_error_of_the_first(cityscapes, model, tmp_path, capsys):
+    data = tmp_path / "data"
+    shutil.copytree(cityscapes, data)
+    for image in (data / "leftImg8bit/val").rglob("*.png"):
+        image.write_bytes(b"none")
+    assert run("evaluate", model, "--data", data, "--out", tmp_path / "out", "--skip-bad") == 1
+    assert "ulm_000000_000019_leftImg8bit.png" in capsys.readouterr().err
+
+
+def test_figures_of_a_training_take_the_report_of_other_figures_away(cityscapes, model, tmp_path):
+    assert run("evaluate", model, "--data", cityscapes, "--out", tmp_path) == 0
+    dataset = Cityscapes(cityscapes, "val")
+    found = evaluate(load_predictor(model, device="cpu"), dataset, split="val", max_images=1)
+    write_metrics(found, tmp_path, context={})
+    assert sorted(path.name for path in tmp_path.glob("*.*")) == ["metrics.json"]

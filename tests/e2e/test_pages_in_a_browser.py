@@ -270,7 +270,9 @@ def make_report(num_classes: int) -> EvaluationReport:
         },
         objects_by_size={size: [20] * num_classes for size in ("below 32 x 32", "above 96 x 96")},
         calibration=compute_calibration(
-            np.array([[100 * place, 9 * place * place, 10 * place * place * ONE + 5 * place * ONE] for place in range(10)])
+            np.array(
+                [[100 * place, 9 * place * place, 10 * place * place * ONE + 5 * place * ONE] for place in range(10)]
+            )
         ),
         extra_tables={"Categories": {"flat": 0.93, "human": None}},
         images=sorted(images, key=lambda pair: pair[1] or 0.0),

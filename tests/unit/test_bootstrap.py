@@ -102,6 +102,14 @@ def test_swapping_the_models_mirrors_the_difference() -> None:
     assert ours.p_value == theirs.p_value == 2 / 201
 
 
+@pytest.mark.parametrize(("num_images", "p_value"), [(1, 1), (3, 1 / 4), (6, 1 / 32), (30, 2 / 201)])
+def test_few_images_prove_little_even_where_all_of_them_agree(num_images: int, p_value: float) -> None:
+    first = np.array([[[5, 10, 10], [5, 10, 10]]] * num_images)
+    found = paired_bootstrap(first, first + np.array([1, 0, 0]), absent="skip", repeats=200)
+    assert found.low > 0
+    assert found.p_value == p_value
+
+
 def test_images_without_a_counted_pixel_change_nothing() -> None:
     counts = _draw()
     counts = counts[counts.any(axis=(1, 2))]

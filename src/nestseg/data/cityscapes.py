@@ -97,9 +97,17 @@ class Cityscapes(FileDataset):
         Raises:
             DataError: If the map is damaged or not of 16 bits; E-DATA-115 in a split without labels.
         """
-        label = self.find_pair(index).label
-        path = label.with_name(label.name.replace("_labelIds", "_instanceIds"))
+        path = self.find_instances(index)
         return read_image(path, channels=1, dtype="uint16", exif="ignore")[:, :, 0] if path.exists() else None
+
+    def find_instances(self, index: int) -> Path:
+        """Return where the instances of one sample's ground truth would be; archives without them are whole too.
+
+        Raises:
+            DataError: E-DATA-115 in a split without labels.
+        """
+        label = self.find_pair(index).label
+        return label.with_name(label.name.replace("_labelIds", "_instanceIds"))
 
     def _find_pairs(self, root: Path) -> Iterable[Pair]:
         image_folder, label_folder = f"leftImg8bit/{self.split}", f"gtFine/{self.split}"

@@ -11,6 +11,7 @@ from typing import Self, final
 import numpy as np
 from numpy.typing import NDArray
 
+from nestseg.core.errors import DataError
 from nestseg.core.types import AbsentRule, Sample
 from nestseg.data.cityscapes import TRAIN_ID_TO_LABEL_ID, Cityscapes
 from nestseg.data.dataset import SegmentationDataset
@@ -37,17 +38,18 @@ class Details:
 
     Args:
         images: Counts of each image.
-        interval: The mean IoU, and where it would lie with other images of the kind.
+        interval: The mean IoU, and where it would lie with other images of the kind; None for one image, which has no
+            others to be drawn with.
         boundary_iou: IoU of the bands along edges, a class each.
         iou_by_size: IoU by the size of objects: name of a size -> a value a class.
         objects_by_size: How many objects there are in the ground truth, likewise.
         calibration: How often the model is right where it is sure.
         cityscapes: Scores of the official script; None for another data set.
-        pictures: Worst, best and evenly spread images, for the report.
+        pictures: Worst, best and randomly drawn images, for the report.
     """
 
     images: ImageScores
-    interval: Interval
+    interval: Interval | None
     boundary_iou: tuple[float | None, ...]
     iou_by_size: dict[str, tuple[float | None, ...]]
     objects_by_size: dict[str, tuple[int, ...]]
@@ -74,8 +76,8 @@ class DetailsCollector:
         self._objects = ObjectCounts(len(classes))
         self._calibration = CalibrationCounts()
         self._cityscapes = CityscapesCounts() if isinstance(dataset, Cityscapes) else None
-        last = len(dataset) - 1
-        self._spread = {round(place * last / (NUM_PICTURES - 1)) for place in range(NUM_PICTURES)}
+        # the same ones for every model, so that reports can be laid side by side
+        self._drawn = set(np.random.default_rng(0).permutation(len(dataset))[:NUM_PICTURES].tolist())
         self._pictures: list[ReportPicture] = []
         # heaps whose least entry goes first
         self._worst: list[tuple[float, int, ReportPicture]] = []
@@ -98,29 +100,44 @@ class DetailsCollector:
             sample: Image and ground truth.
             prediction: With the confidence of its labels.
             confusion: Of this image alone.
+
+        Raises:
+            DataError: If there is more to read of it, and that cannot be read, or its scores are not finite. Nothing is
+                counted then.
         """
         labels, target = prediction.labels, sample.target
         assert prediction.confidence is not None, "the collector asks for it"
+        if np.isnan(prediction.confidence).any():
+            raise DataError(
+                "E-DATA-119",
+                "the model's scores of this image are not finite, so its labels mean nothing",
+                fix="take an earlier checkpoint of that run; nestseg weights inspect says which tensors are bad",
+                path=self._dataset.name(index),
+            )
+        if self._cityscapes is not None:
+            # first, since instances are all that can be bad here
+            assert isinstance(self._dataset, Cityscapes)
+            instances = self._dataset.read_instances(index)
+            try:
+                self._cityscapes.update(TRAIN_ID_TO_LABEL_ID[labels], TRAIN_ID_TO_LABEL_ID[target], instances)
+            except DataError as error:
+                raise error.at(self._dataset.find_instances(index)) from error
         name, counts = self._dataset.name(index), image_counts(confusion)
         self._images.update(index, name, counts)
         self._writer.write(index, name, counts)
         self._boundary.update(labels, target)
         self._objects.update(labels, target)
         self._calibration.update(prediction.confidence, labels, target)
-        if self._cityscapes is not None:
-            assert isinstance(self._dataset, Cityscapes)
-            instances = self._dataset.read_instances(index)
-            self._cityscapes.update(TRAIN_ID_TO_LABEL_ID[labels], TRAIN_ID_TO_LABEL_ID[target], instances)
         self._keep_picture(index, mean_iou_by_image(counts[None])[0], sample, labels)
 
     def _keep_picture(self, index: int, mean_iou: float | None, sample: Sample, labels: NDArray[np.uint8]) -> None:
-        """Keep a small copy of an image that is among the worst or best so far, or one of those that are spread."""
+        """Keep a small copy of an image that is among the worst or best so far, or one of those that were drawn."""
 
         def shrunk(kind: Kind) -> ReportPicture:
             name = self._dataset.name(index)
             return shrink_picture(sample, labels, name=name, kind=kind, mean_iou=mean_iou)
 
-        if index in self._spread:
+        if index in self._drawn:
             self._pictures.append(shrunk("random"))
         if mean_iou is None:
             return
@@ -139,9 +156,10 @@ class DetailsCollector:
         """
         by_rank = [sorted(heap, key=lambda kept: kept[:2], reverse=True) for heap in (self._worst, self._best)]
         ranked = [picture for heap in by_rank for *_, picture in heap]
+        interval = bootstrap_mean_iou(self._images.counts, absent=absent)
         return Details(
             images=self._images,
-            interval=bootstrap_mean_iou(self._images.counts, absent=absent),
+            interval=interval if interval.num_images > 1 else None,
             boundary_iou=boundary_iou(self._boundary.counts),
             iou_by_size=iou_by_size(self._objects.counts, self._objects.edges),
             objects_by_size=objects_by_size(self._objects.counts, self._objects.edges),

@@ -110,6 +110,12 @@ def evaluate(
     mine = range(rank, total, world_size)
     loss, num_pixels = 0.0, 0
     skipped: list[DataError] = []
+
+    def leave_out(error: DataError) -> None:
+        if not skip_bad:
+            raise error
+        skipped.append(error)
+
     seconds: list[float] = []
     for place in range(math.ceil(total / world_size)):
         if stop is not None and stop():
@@ -120,9 +126,7 @@ def evaluate(
         try:
             sample = dataset.read(index)
         except DataError as error:
-            if not skip_bad:
-                raise
-            skipped.append(error)
+            leave_out(error)
             continue
         started = time.perf_counter()
         logits = predictor.compute_logits(sample.image)
@@ -131,9 +135,13 @@ def evaluate(
         seconds.append(time.perf_counter() - started)
         counts = ConfusionMatrix(taxonomy.num_classes)
         counts.update(prediction.labels, sample.target)
-        confusion += counts
         if collector is not None:
-            collector.add(index, sample, prediction, counts)
+            try:
+                collector.add(index, sample, prediction, counts)
+            except DataError as error:
+                leave_out(error)
+                continue
+        confusion += counts
         if with_loss:
             target = torch.from_numpy(sample.target)[None].to(logits.device)
             mean = upsample_cross_entropy(logits, target, align_corners=predictor.align_corners)
@@ -147,6 +155,9 @@ def evaluate(
             write_image(pictures / f"{dataset.name(index)}.png", comparison)
         if on_image is not None:
             on_image(place + 1, len(mine))
+    if skipped and len(skipped) == len(mine):
+        # nothing is left to score
+        raise skipped[0]
     if num_ranks() > 1:
         loss, num_pixels = sum_over_ranks(
             torch.tensor([loss, num_pixels], dtype=torch.float64, device=predictor.device)
@@ -224,14 +235,16 @@ def format_scores(evaluation: Evaluation) -> str:
         "  ".join([f"{'mean':<{width}}", *(f"{percent(value):>7}" for value in means)]),
         f"{'pixel accuracy':<{width}}  {'':>7}  {'':>7}  {percent(scores.pixel_accuracy):>7}",
         f"{evaluation.dataset} {evaluation.split}, {evaluation.num_images} images, {evaluation.protocol}; "
+        f"ignored pixels {evaluation.settings['ignored_pixels']}; "
         f"the mean is over {scores.num_classes_counted} of {len(classes)} classes",
     ]
     if evaluation.details is not None:
         interval = evaluation.details.interval
-        rows.append(
-            f"with other images of the kind, the mean IoU would lie between {percent(interval.low)} and "
-            f"{percent(interval.high)} (95 % interval)"
-        )
+        if interval is not None:
+            rows.append(
+                f"with other images of the kind, the mean IoU would lie between {percent(interval.low)} and "
+                f"{percent(interval.high)} (95 % interval)"
+            )
         rows += _format_official(evaluation.details)
     if evaluation.skipped:
         rows.append(f"PARTIAL: {len(evaluation.skipped)} images were left out")

@@ -12,11 +12,14 @@ from pathlib import Path
 
 from nestseg.build import evaluation_of, open_dataset_of, open_predictor, versions
 from nestseg.core.disk import sha256_of
+from nestseg.core.errors import RunError
 from nestseg.engine.details import DetailsCollector
 from nestseg.engine.environment import code_commit, code_digest
 from nestseg.engine.evaluate import Evaluation, evaluate
-from nestseg.engine.evaluation_files import IMAGES_FILE, write_metrics, write_reports
+from nestseg.engine.evaluation_files import IMAGES_FILE, METRICS_FILE, write_metrics, write_reports
 from nestseg.engine.launch import require_float32
+
+_PICTURES = "pictures"
 
 
 def evaluate_model(
@@ -44,7 +47,7 @@ def evaluate_model(
         on_image: Called with (images done, images in all).
 
     Raises:
-        RunError: If there is no model.
+        RunError: If there is no model; E-RUN-090 if the folder holds pictures that no evaluation wrote.
         WeightsError: If it cannot be read.
         RecipeError: If an override makes no sense.
         DataError: If the data cannot be read, or has no labels.
@@ -57,9 +60,10 @@ def evaluate_model(
     dataset = open_dataset_of(metadata, data_root, split=split)
     # beside the model where the user put it, but not in a cache
     folder = out or (found.path.parent if Path(source).exists() else Path()) / "evaluation"
+    _check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with (
-        _replaced_folder(folder / "pictures") as pictures,
+        _replaced_folder(folder / _PICTURES) as pictures,
         DetailsCollector(dataset, images_file=folder / IMAGES_FILE) as collector,
     ):
         result = evaluate(
@@ -71,29 +75,41 @@ def evaluate_model(
             skip_bad=skip_bad,
             on_image=on_image,
         )
-    provenance = {
-        "model": str(source) if not Path(source).exists() else found.path.name,
-        "model_sha256": sha256_of(found.path),
-        "step": metadata.step,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": code_commit(),
-        "code": code_digest(),
-        "device": predictor.device.type,
-    }
-    context = {**provenance, "versions": versions(), "model_versions": metadata.versions}
-    write_metrics(result, folder, context=context)
-    recipe = metadata.recipe
-    if recipe is not None:
-        recipe = recipe | {"evaluation": evaluation_of(metadata, overrides).model_dump(mode="json")}
-    write_reports(
-        result,
-        folder,
-        taxonomy=dataset.taxonomy,
-        provenance=provenance | versions(),
-        recipe=recipe,
-        run=found.path.parent if (found.path.parent / "log.jsonl").is_file() else None,
-    )
+        provenance = {
+            "model": str(source) if not Path(source).exists() else found.path.name,
+            "model_sha256": sha256_of(found.path),
+            "step": metadata.step,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "commit": code_commit(),
+            "code": code_digest(),
+            "device": predictor.device.type,
+        }
+        context = {**provenance, "versions": versions(), "model_versions": metadata.versions}
+        write_metrics(result, folder, context=context)
+        recipe = metadata.recipe
+        if recipe is not None:
+            recipe = recipe | {"evaluation": evaluation_of(metadata, overrides).model_dump(mode="json")}
+        write_reports(
+            result,
+            folder,
+            taxonomy=dataset.taxonomy,
+            provenance=provenance | versions(),
+            recipe=recipe,
+            run=found.path.parent if (found.path.parent / "log.jsonl").is_file() else None,
+        )
     return replace(result, folder=folder)
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse to take the place of pictures that are the user's own; those of an evaluation lie beside its figures."""
+    pictures = folder / _PICTURES
+    if pictures.exists() and not (folder / METRICS_FILE).exists():
+        raise RunError(
+            "E-RUN-090",
+            f"{_PICTURES} is there already, and no evaluation wrote it: there is no {METRICS_FILE} beside it",
+            fix="choose another --out",
+            path=pictures,
+        )
 
 
 @contextmanager

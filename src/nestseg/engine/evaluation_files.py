@@ -29,6 +29,8 @@ IMAGES_FILE = "images.csv"
 def write_metrics(evaluation: Evaluation, folder: Path, *, context: Mapping[str, Any]) -> Path:
     """Write ``metrics.json``: strict JSON, whole or not at all.
 
+    The report and tables of an earlier evaluation that lie beside it go: they would speak of other figures.
+
     Args:
         evaluation: What was found.
         folder: Where ``metrics.json`` goes; made if absent.
@@ -69,6 +71,8 @@ def write_metrics(evaluation: Evaluation, folder: Path, *, context: Mapping[str,
     path = folder / METRICS_FILE
     with replaced_file(path) as temporary:
         temporary.write_text(json.dumps(values, indent=1, allow_nan=False), encoding="utf-8")
+        for name in (REPORT_FILE, SUMMARY_FILE, CLASSES_FILE, IMAGES_FILE):
+            (folder / name).unlink(missing_ok=True)
     return path
 
 
@@ -83,7 +87,7 @@ def _describe_details(evaluation: Evaluation) -> dict[str, Any]:
     if details is None:
         return {}
     return {
-        "mean_iou_interval": asdict(details.interval),
+        "mean_iou_interval": None if details.interval is None else asdict(details.interval),
         "boundary_iou_per_class": dict(zip(classes, details.boundary_iou, strict=True)),
         "iou_per_class_by_size": {
             size: dict(zip(classes, values, strict=True)) for size, values in details.iou_by_size.items()
@@ -126,7 +130,7 @@ def write_reports(
         taxonomy=taxonomy,
         scores=evaluation.scores,
         confusion=evaluation.confusion,
-        interval=(details.interval.low, details.interval.high),
+        interval=None if details.interval is None else (details.interval.low, details.interval.high),
         protocol=_word_protocol(evaluation),
         provenance={name: "-" if value is None else str(value) for name, value in provenance.items()},
         boundary_iou=details.boundary_iou,
@@ -166,13 +170,10 @@ def _word_protocol(evaluation: Evaluation) -> dict[str, str]:
 
 
 def _other_rules(evaluation: Evaluation) -> dict[str, dict[str, float | None]]:
-    """Scores that papers print under other names or by other rules."""
+    """Scores that papers and servers compute by other rules."""
     scores = evaluation.scores
     return {
         "By other rules": {
-            "mean F1 (Dice)": scores.mean_dice,
-            "mean precision": scores.mean_precision,
-            "frequency-weighted IoU": scores.frequency_weighted_iou,
             "mean IoU, ignored pixels as false positives": _void_counted(evaluation),
             "mean of pixel accuracy and mean IoU (ADE20K ranks by it)": final_score(scores),
         }

@@ -218,9 +218,7 @@ def objects_by_size(counts: NDArray[np.int64], edges: Sequence[int]) -> dict[str
         {'below 3 px': (1,), '3 px and more': (0,)}
     """
     check_counts(counts, (None, len(edges) + 1, 4))
-    return {
-        name: tuple(numbers) for name, numbers in zip(size_names(edges), counts[..., 3].T.tolist(), strict=True)
-    }
+    return {name: tuple(numbers) for name, numbers in zip(size_names(edges), counts[..., 3].T.tolist(), strict=True)}
 
 
 def size_names(edges: Sequence[int]) -> tuple[str, ...]:

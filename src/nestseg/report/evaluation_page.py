@@ -305,7 +305,8 @@ def _headline(report: EvaluationReport) -> list[tuple[str, str]]:
     if report.calibration is not None:
         pairs.append(("Calibration error", f"{_percent(report.calibration.expected_calibration_error)} %"))
     if "commit" in report.provenance:
-        pairs.append(("Commit", report.provenance["commit"][:10]))
+        commit, *changed = report.provenance["commit"].split("+", 1)
+        pairs.append(("Commit", "+".join([commit[:10], *changed])))
     return pairs
 
 
@@ -616,8 +617,8 @@ def _confidence(calibration: Calibration) -> list[Html]:
     return [
         paragraph(
             f"Where the model is sure of 80 %, 80 % should be right: bars then end on the dashed line. Over the pixels "
-            f"they miss it by {_percent(calibration.expected_calibration_error)} points on average (expected calibration "
-            "error)."
+            f"they miss it by {_percent(calibration.expected_calibration_error)} points on average (expected "
+            f"calibration error)."
         ),
         grid([_reliability_diagram(calibration.bins), table("Confidence in %", columns, rows)]),
     ]
