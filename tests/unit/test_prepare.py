@@ -446,7 +446,7 @@ def test_a_half_that_was_unpacked_by_hand_is_completed_from_its_archive(tmp_path
     unpack(images, root)
     (archives / "leftImg8bit_trainvaltest.zip").unlink()
     prepared = prepare(without_hashes("cityscapes"), root, archives=archives)
-    assert prepared.num_made == 2
+    assert prepared.num_made == 4
     assert len(Cityscapes(root, "val")) == 1
     origins = {file.path.split("/")[0]: file.archive for file in read_manifest(prepared.manifest).files}
     assert origins == {"leftImg8bit": None, "gtFine": "gtFine_trainvaltest.zip"}

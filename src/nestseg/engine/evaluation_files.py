@@ -72,7 +72,8 @@ def write_metrics(evaluation: Evaluation, folder: Path, *, context: Mapping[str,
     with replaced_file(path) as temporary:
         temporary.write_text(json.dumps(values, indent=1, allow_nan=False), encoding="utf-8")
         for name in (REPORT_FILE, SUMMARY_FILE, CLASSES_FILE, IMAGES_FILE):
-            (folder / name).unlink(missing_ok=True)
+            if (folder / name).exists():
+                (folder / name).unlink()
     return path
 
 
